@@ -1,0 +1,27 @@
+"""The rows in the order of the table, by name. Floors are a list of their own: they have no runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import floors, rows_actors, rows_objects, rows_runtime, rows_tasks
+from .row import Row
+
+ROWS: dict[str, Row] = {
+    row.name: row for row in (*rows_tasks.rows, *rows_actors.rows, *rows_objects.rows, *rows_runtime.rows)
+}
+FLOORS: dict[str, Row] = {row.name: row for row in floors.rows}
+
+
+def select(patterns: Iterable[str]) -> list[Row]:
+    """The rows whose name is, or else contains, one of ``patterns``; all if there are none.
+
+    :raises ValueError: a pattern that fits no row.
+    """
+    wanted: set[str] = set()
+    for pattern in patterns:
+        found = {pattern} if pattern in ROWS else {name for name in ROWS if pattern in name}
+        if not found:
+            raise ValueError(f"no row is called {pattern!r}: there are {', '.join(ROWS)}")
+        wanted |= found
+    return [row for name, row in ROWS.items() if not wanted or name in wanted]

@@ -1,0 +1,324 @@
+"""The GCS at work: requests of core workers and reports of nodes in, the machines' effects out.
+
+``daemon.py`` makes one, gives it every Request whose method is in ``METHODS``, the closing of connections,
+and what its node sends. Everything runs on the reactor's thread. What one reactor turn produces is gathered:
+the saves are committed once, then replies, updates and orders leave in the order in which they arose. So
+nothing is said that a restart of the head would deny (a head in memory dies with what it said, and commits
+later).
+
+Requests of core workers (answers, errors by kind):
+
+* ``create_actor(spec)`` → Actor.info() + ``created``; the creator is subscribed. ActorAlreadyExistsError
+* ``get_actor(name, namespace)`` → Actor.info(). ValueError
+* ``subscribe_actor(actor_id)`` → True, after an ActorUpdate with the state now
+* ``unsubscribe_actor(actor_id)`` → True
+* ``kill_actor(actor_id, no_restart)``. ActorHandleNotFoundError
+* ``actor_out_of_scope(actor_id)``; ``list_named_actors(all_namespaces, namespace)`` → [{name, namespace}]
+* ``kv_put(key, value, overwrite, namespace)`` → existed before; ``kv_get(key, namespace)`` → bytes or None;
+  ``kv_del(key, by_prefix, namespace)`` → count; ``kv_exists(key, namespace)``; ``kv_keys(prefix, namespace)``
+* ``nodes()``, ``jobs()``, ``cluster_resources()``, ``available_resources()``: as users see them, in floats
+* ``gcs_stats()``: counts
+
+Requests of nodes: ``add_node(info)``, ``add_job(info)`` → {job_id, namespace}, ``finish_job(job_id)``.
+
+Invariants: every request gets one reply; a node is never called from inside a call of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from minray.gcs import actors, jobs, kv, nodes
+from minray.gcs.actors import ActorError, ActorTable
+from minray.gcs.effects import Effects
+from minray.gcs.jobs import JobTable
+from minray.gcs.kv import KvTable
+from minray.gcs.nodes import NodeTable, sum_resources
+from minray.gcs.tables import Tables, TablesError
+from minray.wire.messages import ActorEnded, ActorStarted, Died, Message, Reply, Request, pack
+
+log = logging.getLogger(__name__)
+
+Deliver = Callable[[Message], None]
+MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
+
+METHODS = frozenset(
+    {
+        "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
+        "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
+        "nodes", "jobs", "cluster_resources", "available_resources", "gcs_stats",
+    }
+)  # fmt: skip
+NODE_METHODS = frozenset({"add_node", "add_job", "finish_job"})
+
+
+class Peer(Protocol):
+    """What the service needs of a connection (hashable by identity)."""
+
+    def send(self, message: tuple[Any, ...]) -> None: ...
+
+
+class Scheduler(Protocol):
+    """What the service needs of the reactor."""
+
+    def call_soon(self, fn: Callable[[], None]) -> None: ...
+
+    def call_later(self, delay_s: float, fn: Callable[[], None]) -> Any: ...
+
+
+class GcsService:
+    """The tables of one cluster, served.
+
+    Args:
+        reactor: runs the end of each turn.
+        tables: where rows go; what they hold is taken over.
+        wall: seconds since the epoch, for what users see.
+        make_namespace: names the namespace of a job that gave none.
+        available: the free resources of each living node, in wire units.
+    """
+
+    def __init__(
+        self,
+        reactor: Scheduler,
+        tables: Tables,
+        *,
+        wall: Callable[[], float],
+        make_namespace: Callable[[], str],
+        available: Callable[[], Iterable[Mapping[str, int]]] = tuple,
+    ) -> None:
+        self._reactor = reactor
+        self._tables = tables
+        self._wall = wall
+        self._available = available
+        self._kv = KvTable()
+        self._jobs = JobTable(make_namespace)
+        self._nodes = NodeTable()
+        self._actors = ActorTable(self._nodes.place)
+        self._links: dict[bytes, Deliver] = {}  # node_id → its door
+        self._numbers: dict[Peer, int] = {}  # connections that asked something
+        self._peers: dict[int, Deliver] = {}
+        self._next_number = 1
+        self._outbox: list[tuple[Deliver, Message]] = []
+        self._flush_due = self._commit_due = False
+        self._kv.restore(tables.load(kv.TABLE))
+        self._jobs.restore(tables.load(jobs.TABLE))
+        self._nodes.restore(tables.load(nodes.TABLE))
+        self._actors.restore(tables.load(actors.SPEC_TABLE), tables.load(actors.TABLE))
+
+    # --- in: connections --------------------------------------------------------------------------
+
+    def on_request(self, peer: Peer, request: Request) -> None:
+        """One of METHODS, asked by a core worker."""
+        number = self._number_of(peer)
+        reply = self._answer(request, number, METHODS)
+        self._post(self._peers[number], reply)
+
+    def on_close(self, peer: Peer) -> None:
+        """The connection is gone, and with it its subscriptions. (Deaths are told by nodes.)"""
+        number = self._numbers.pop(peer, None)
+        if number is not None:
+            del self._peers[number]
+            self._actors.subscriber_gone(number)
+
+    def _number_of(self, peer: Peer) -> int:
+        number = self._numbers.get(peer)
+        if number is None:
+            number = self._numbers[peer] = self._next_number
+            self._next_number += 1
+            self._peers[number] = lambda message: peer.send(pack(message))
+        return number
+
+    # --- in: nodes --------------------------------------------------------------------------------
+
+    def attach_node(self, node_id: bytes, deliver: Deliver) -> None:
+        """Orders and replies for this node go through ``deliver``."""
+        self._links[node_id] = deliver
+
+    def on_node(self, node_id: bytes, message: Message) -> None:
+        """What a node reports."""
+        if isinstance(message, ActorStarted):
+            self._do(self._actors.started(node_id, message))
+        elif isinstance(message, ActorEnded):
+            self._do(self._actors.ended(node_id, message))
+        elif isinstance(message, Died):
+            self._process_died(message)
+        elif isinstance(message, Request):
+            self._post(self._links[node_id], self._answer(message, 0, NODE_METHODS | METHODS))
+        else:
+            raise TypeError(f"a node sends no {type(message).__name__} to the GCS")
+
+    def node_lost(self, node_id: bytes, reason: str) -> None:
+        """A machine is gone: its actors restart elsewhere."""
+        known, effects = self._nodes.lost(node_id, reason)
+        self._links.pop(node_id, None)
+        self._do(effects)
+        if known:
+            self._do(self._actors.node_lost(node_id, reason))
+
+    def _process_died(self, message: Died) -> None:
+        job_id = self._jobs.of_driver(message.worker_id)
+        if job_id is not None:
+            self._finish_job(job_id)
+        text = str(message.cause.get("text", "its process ended"))
+        self._do(self._actors.owner_died(message.worker_id, text))
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def _answer(self, request: Request, number: int, allowed: frozenset[str]) -> Reply:
+        """Run one request; whatever is wrong with it becomes its reply."""
+        try:
+            if request.method not in allowed:
+                raise ActorError("RaySystemError", f"the GCS has no method {request.method!r} for you")
+            handler = getattr(self, "_on_" + request.method)
+            return Reply(request.request_id, True, handler(number, *request.args))
+        except ActorError as error:
+            return Reply(request.request_id, False, (error.kind, str(error)))
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            log.warning("request %s failed", request.method, exc_info=True)
+            text = f"the request {request.method} to the GCS is malformed: {type(error).__name__}: {error}"
+            return Reply(request.request_id, False, ("RaySystemError", text))
+
+    def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
+        answer, effects = self._actors.create(spec, number)
+        self._do(effects)
+        return answer
+
+    def _on_get_actor(self, number: int, name: str, namespace: str) -> dict[str, Any]:
+        return self._actors.get_named(name, namespace)
+
+    def _on_subscribe_actor(self, number: int, actor_id: bytes) -> bool:
+        self._do(self._actors.subscribe(actor_id, number))
+        return True
+
+    def _on_unsubscribe_actor(self, number: int, actor_id: bytes) -> bool:
+        self._actors.unsubscribe(actor_id, number)
+        return True
+
+    def _on_kill_actor(self, number: int, actor_id: bytes, no_restart: bool) -> bool:
+        self._do(self._actors.kill(actor_id, no_restart))
+        return True
+
+    def _on_actor_out_of_scope(self, number: int, actor_id: bytes) -> bool:
+        self._do(self._actors.out_of_scope(actor_id))
+        return True
+
+    def _on_list_named_actors(self, number: int, everywhere: bool, namespace: str) -> list[dict[str, str]]:
+        return self._actors.list_named(None if everywhere else namespace)
+
+    def _on_kv_put(self, number: int, key: bytes, value: bytes, overwrite: bool, namespace: bytes) -> bool:
+        existed, effects = self._kv.put(namespace, key, value, overwrite)
+        self._do(effects)
+        return existed
+
+    def _on_kv_get(self, number: int, key: bytes, namespace: bytes) -> bytes | None:
+        return self._kv.get(namespace, key)
+
+    def _on_kv_del(self, number: int, key: bytes, by_prefix: bool, namespace: bytes) -> int:
+        count, effects = self._kv.delete(namespace, key, by_prefix)
+        self._do(effects)
+        return count
+
+    def _on_kv_exists(self, number: int, key: bytes, namespace: bytes) -> bool:
+        return self._kv.exists(namespace, key)
+
+    def _on_kv_keys(self, number: int, prefix: bytes, namespace: bytes) -> list[bytes]:
+        return self._kv.keys(namespace, prefix)
+
+    def _on_nodes(self, number: int) -> list[dict[str, Any]]:
+        return self._nodes.public()
+
+    def _on_jobs(self, number: int) -> list[dict[str, Any]]:
+        return self._jobs.public()
+
+    def _on_cluster_resources(self, number: int) -> dict[str, float]:
+        return self._nodes.totals()
+
+    def _on_available_resources(self, number: int) -> dict[str, float]:
+        return {name: amount for name, amount in sum_resources(self._available()).items() if amount > 0}
+
+    def _on_gcs_stats(self, number: int) -> dict[str, Any]:
+        return {"actors": self._actors.counts(), "clients": len(self._peers), "nodes": len(self._links)}
+
+    def _on_add_node(self, number: int, info: dict[str, Any]) -> bool:
+        self._do(self._nodes.add(info, self._wall()))
+        self._do(self._actors.node_joined())
+        return True
+
+    def _on_add_job(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
+        answer, effects = self._jobs.add(info, self._wall())
+        self._do(effects)
+        return answer
+
+    def _on_finish_job(self, number: int, job_id: bytes) -> bool:
+        return self._finish_job(job_id)
+
+    def _finish_job(self, job_id: bytes) -> bool:
+        ended, effects = self._jobs.finish(job_id, self._wall())
+        self._do(effects)
+        if ended:
+            self._do(self._actors.job_finished(job_id))
+        return ended
+
+    # --- out --------------------------------------------------------------------------------------
+
+    def _do(self, effects: Effects) -> None:
+        for kind, *rest in effects:
+            if kind == "save":
+                table, key, row = rest
+                self._tables.save(table, key, row)
+                self._wake()
+            elif kind == "order":
+                node_id, message = rest
+                link = self._links.get(node_id)
+                if link is not None:  # else it is lost, and node_lost restarts what it had
+                    self._post(link, message)
+            else:
+                subscriber, message = rest
+                self._post(self._peers[subscriber], message)
+
+    def _post(self, deliver: Deliver, message: Message) -> None:
+        self._outbox.append((deliver, message))
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._reactor.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """The end of a turn: commit, then let everything leave."""
+        self._flush_due = False
+        outbox, self._outbox = self._outbox, []
+        if self._tables.durable:
+            try:
+                self._tables.commit()
+            except TablesError as error:
+                log.exception("the tables of this head could not be written")
+                outbox = [(deliver, _refused(message, error)) for deliver, message in outbox]
+        elif self._tables.dirty and not self._commit_due:
+            self._commit_due = True
+            self._reactor.call_later(MEMORY_COMMIT_S, self._commit_memory)
+        for deliver, message in outbox:
+            deliver(message)
+
+    def _commit_memory(self) -> None:
+        self._commit_due = False
+        self._tables.commit()
+
+    def close(self) -> None:
+        """Write what is left. Call it last."""
+        self._tables.close()
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where a table contradicts itself or the connections."""
+        for table in (self._kv, self._jobs, self._nodes, self._actors):
+            table.check_invariants()
+        assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
+
+
+def _refused(message: Message, error: TablesError) -> Message:
+    if isinstance(message, Reply) and message.ok:
+        return Reply(message.request_id, False, ("RaySystemError", str(error)))
+    return message

@@ -1,0 +1,127 @@
+"""What the GCS remembers, in SQLite: one table per kind of row, a key and an encoded row each.
+
+``service`` hands in the saves that the pure machines ask for; they gather here and become durable by one
+``commit`` per reactor turn, before any reply of that turn leaves. Rows are tuples of built-ins, encoded by
+the wire's codec: nothing in a file can make the head run code. Names of actors are not a table of their
+own: the rows of actors say them.
+
+With a path the database is a WAL file with ``synchronous=NORMAL``: it survives the death of the process; a
+power loss may cost the latest turns, but not the file. Without a path (a head that ``init()`` started, which
+ends with its driver) it lives in memory, and a commit need not come before a reply: ``durable`` tells which.
+SQLite itself is loaded by the first commit or load, so that a head starts without it.
+
+Invariant: after ``commit`` the database holds exactly the last row given for every key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minray.gcs.effects import Row
+from minray.wire.codec import decode, encode
+
+if TYPE_CHECKING:
+    import sqlite3
+
+TABLES = ("nodes", "jobs", "actors", "actor_specs", "kv")
+FORMAT = 1  # grows when rows change their shape
+
+
+class TablesError(Exception):
+    """The database cannot be read or written; the text says which and why."""
+
+
+class Tables:
+    """One head's rows. Not thread-safe: the reactor's thread owns it."""
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self._db: sqlite3.Connection | None = None
+        self._dirty: dict[tuple[str, bytes], Row | None] = {}
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is committed outlives this process."""
+        return self.path is not None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to commit."""
+        return bool(self._dirty)
+
+    def save(self, table: str, key: bytes, row: Row | None) -> None:
+        """Gather one row for the next commit; None forgets the key. The last word per key counts."""
+        if table not in TABLES:
+            raise ValueError(f"no table {table!r}; there are {', '.join(TABLES)}")
+        self._dirty[table, key] = row
+
+    def commit(self) -> None:
+        """Write all that was gathered, in one transaction. Raises TablesError; the rows stay gathered."""
+        if not self._dirty:
+            return
+        puts: dict[str, list[tuple[bytes, bytes]]] = {}
+        drops: dict[str, list[tuple[bytes]]] = {}
+        for (table, key), row in self._dirty.items():
+            if row is None:
+                drops.setdefault(table, []).append((key,))
+            else:
+                puts.setdefault(table, []).append((key, encode(row)))
+        db = self._open()
+        import sqlite3
+
+        try:
+            with db:  # one transaction: all or nothing
+                for table, pairs in puts.items():
+                    db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", pairs)
+                for table, keys in drops.items():
+                    db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
+        except sqlite3.Error as error:
+            raise TablesError(f"cannot write the head's tables {self._where()}: {error}") from error
+        self._dirty.clear()
+
+    def load(self, table: str) -> list[tuple[bytes, Row]]:
+        """All committed rows of a table, in the order of their keys."""
+        if table not in TABLES:
+            raise ValueError(f"no table {table!r}; there are {', '.join(TABLES)}")
+        if self._db is None and not self.durable:
+            return []
+        cursor = self._open().execute(f"SELECT key, row FROM {table} ORDER BY key")
+        return [(bytes(key), decode(row)) for key, row in cursor]
+
+    def close(self) -> None:
+        """Commit what is left and close."""
+        if self.durable:
+            self.commit()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _where(self) -> str:
+        return repr(self.path) if self.path is not None else "in memory"
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            import sqlite3
+
+            try:
+                self._db = self._connect(sqlite3.connect(self.path or ":memory:"))
+            except sqlite3.Error as error:
+                raise TablesError(f"cannot open the head's tables {self._where()}: {error}") from error
+        return self._db
+
+    def _connect(self, db: Any) -> sqlite3.Connection:
+        if self.durable:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found not in (0, FORMAT):
+            raise TablesError(
+                f"the head's tables {self._where()} have format {found}, this version of minray reads "
+                f"{FORMAT}: start with another file, or with the version that wrote it"
+            )
+        with db:
+            for table in TABLES:
+                db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, row BLOB NOT NULL)")
+            db.execute(f"PRAGMA user_version={FORMAT}")
+        result: sqlite3.Connection = db
+        return result

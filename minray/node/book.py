@@ -1,0 +1,95 @@
+"""What this machine has, and what is taken of it. Pure.
+
+One book serves leases and actors alike. Quantities are ints in 1/10000. Resources that come in numbered
+instances (GPUs) are handed out by instance, so that two tasks never share a device by accident.
+
+Called by node.leases, which owns the only instance. Invariants: ``available`` is ``totals`` minus
+everything that is held; only CPU may be negative (a blocked worker that goes on takes its CPUs back at
+once, whether they are free or not); instances agree with the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minray._base.resources import CPU, GPU, ResourceInstances, describe
+from minray.wire.messages import Resources
+
+ResourceIds = dict[str, list[tuple[int, int]]]
+BY_INSTANCE = (GPU,)
+
+
+class ResourceBook:
+    """Totals and balance of one node."""
+
+    def __init__(self, totals: Resources, *, by_instance: Iterable[str] = BY_INSTANCE) -> None:
+        self.totals: Resources = {name: amount for name, amount in totals.items() if amount > 0}
+        self.available: Resources = dict(self.totals)
+        self._instances = {
+            name: ResourceInstances(name, self.totals[name]) for name in by_instance if name in self.totals
+        }
+
+    def feasible(self, request: Resources) -> bool:
+        """Whether the idle machine could hold this."""
+        for name, amount in request.items():
+            if amount > self.totals.get(name, 0):
+                return False
+            instances = self._instances.get(name)
+            if instances is not None and not instances.could_ever_allocate(amount):
+                return False
+        return True
+
+    def fits(self, request: Resources) -> bool:
+        """Whether it can be taken now."""
+        available = self.available
+        for name, amount in request.items():
+            if amount > 0 and amount > available.get(name, 0):
+                return False
+        return all(
+            name not in request or instances.can_allocate(request[name])
+            for name, instances in self._instances.items()
+        )
+
+    def take(self, request: Resources) -> ResourceIds:
+        """Book what ``fits`` said fits; returns which instances."""
+        if not self.fits(request):
+            raise ValueError(f"{describe(request)} does not fit into {describe(self.available)}")
+        ids: ResourceIds = {}
+        for name, amount in request.items():
+            self.available[name] = self.available.get(name, 0) - amount
+            instances = self._instances.get(name)
+            if instances is not None and amount > 0:
+                taken = instances.allocate(amount)
+                assert taken is not None, f"{name}: the sum fits but no instance does"
+                ids[name] = taken
+        return ids
+
+    def give(self, held: Resources, ids: ResourceIds) -> None:
+        """Give back what was taken."""
+        for name, amount in held.items():
+            self.available[name] = self.available.get(name, 0) + amount
+        for name, taken in ids.items():
+            self._instances[name].release(taken)
+
+    def lend_cpu(self, amount: int) -> None:
+        """A holder of so much CPU waits: others may have it."""
+        self.available[CPU] = self.available.get(CPU, 0) + amount
+
+    def retake_cpu(self, amount: int) -> None:
+        """It goes on; the balance may be negative for a while."""
+        self.available[CPU] = self.available.get(CPU, 0) - amount
+
+    def check_invariants(self, held: Iterable[Resources]) -> None:
+        """``held``: what every lease and actor holds at this moment."""
+        expected = dict(self.totals)
+        for request in held:
+            for name, amount in request.items():
+                expected[name] = expected.get(name, 0) - amount
+        for name in expected.keys() | self.available.keys():
+            balance, count = self.available.get(name, 0), expected.get(name, 0)
+            assert balance == count, f"{name}: {balance} in the book, {count} by count"
+            assert balance >= 0 or name == CPU, f"{name} is overdrawn: {balance}"
+            assert balance <= self.totals.get(name, 0), f"{name}: more than there is: {balance}"
+        for name, instances in self._instances.items():
+            instances.check_invariants()
+            assert sum(instances.free_units) == self.available[name], f"{name}: sum and instances differ"

@@ -1,0 +1,164 @@
+"""What the node knows of each shared object: where it lies, who owns it, who reads it. Pure.
+
+Part of ``ExtentTable`` (extents.py), which alone calls it. An object is here from the moment its writer
+reports it (Sealed) until nobody references it and nobody reads it. While a process reads, it *pins*; a pin
+covers the whole object, or, after a Narrow, some ranges of it.
+
+An object can have more than one *copy* (a retried task wrote it again). A pin whose hint names one of them
+settles which one counts; the others go as soon as nobody reads.
+
+Invariants (``check_invariants``): a pin count is at least 1; ``pinned_by`` mirrors the objects' pins; an
+object that is being freed has pins, and what remains of it is within what these pins cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minray.store.ranges import Range, intersect, subtract, union
+
+Copy = tuple[int, int, int]  # segment id, offset, length
+
+
+@dataclass(slots=True)
+class SharedObject:
+    """One object. ``pins`` and ``narrowed`` are per process (worker_id)."""
+
+    object_id: bytes
+    owner: bytes | None  # None: adopted from a dead writer, nobody told whose it is
+    copies: list[Copy]
+    pins: dict[bytes, int] = field(default_factory=dict)
+    narrowed: dict[bytes, list[Range]] | None = None
+    freeing: bool = False  # nobody references it any more; it waits for its readers
+    remaining: list[Range] | None = None  # of a narrowed object that is being freed
+    chosen: Copy | None = None  # the copy that a reader's hint named last
+
+    def covered(self) -> list[Range]:
+        """What the pins cover, relative to the object."""
+        narrowed = self.narrowed
+        if narrowed is None or any(process not in narrowed for process in self.pins):
+            return [(0, self.copies[0][2])]
+        return union(*(narrowed[process] for process in self.pins))
+
+
+class Catalog:
+    """All shared objects of a node."""
+
+    def __init__(self) -> None:
+        self.objects: dict[bytes, SharedObject] = {}
+        self._pinned_by: dict[bytes, dict[bytes, None]] = {}  # worker_id → its pinned objects
+        self._owned_by: dict[bytes, dict[bytes, None]] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def get(self, object_id: bytes) -> SharedObject | None:
+        """The object, also while it is being freed; None if it is not here."""
+        return self.objects.get(object_id)
+
+    def add(self, object_id: bytes, owner: bytes | None, copy: Copy) -> SharedObject:
+        """A new object, or one more copy of a known one."""
+        known = self.objects.get(object_id)
+        if known is None:
+            known = self.objects[object_id] = SharedObject(object_id, None, [])
+        known.copies.append(copy)
+        self.bytes += copy[2]
+        if known.owner is None and owner is not None:
+            known.owner = owner
+            self._owned_by.setdefault(owner, {})[object_id] = None
+        return known
+
+    def pin(self, known: SharedObject, process: bytes) -> None:
+        """One more pin of ``process``; it covers everything again."""
+        known.pins[process] = known.pins.get(process, 0) + 1
+        self._pinned_by.setdefault(process, {})[known.object_id] = None
+        if known.narrowed is not None:
+            known.narrowed.pop(process, None)
+
+    def unpin(self, known: SharedObject, process: bytes) -> bool:
+        """One pin fewer; False if there was none."""
+        count = known.pins.get(process, 0)
+        if count == 0:
+            return False
+        if count == 1:
+            self._drop_pins(known, process)
+        else:
+            known.pins[process] = count - 1
+        return True
+
+    def narrow(self, known: SharedObject, process: bytes, ranges: list[Range]) -> None:
+        """``process``, which pins it, reads only these ranges any more."""
+        if known.narrowed is None:
+            known.narrowed = {}
+        known.narrowed[process] = union(ranges)
+
+    def release(self, known: SharedObject) -> list[Copy]:
+        """Ranges of an object that is being freed which nobody reads any more; the last ones end it."""
+        if not known.pins:
+            return self._end(known)
+        if len(known.copies) > 1 or known.narrowed is None:
+            return []
+        segment_id, offset, length = known.copies[0]
+        before = [(0, length)] if known.remaining is None else known.remaining
+        after = intersect(before, known.covered())
+        known.remaining = after
+        return [(segment_id, offset + start, end - start) for start, end in subtract(before, after)]
+
+    def drop_other_copies(self, known: SharedObject, keep: Copy) -> list[Copy]:
+        """All copies but one, once nobody reads; the caller gives their ranges back."""
+        others = [copy for copy in known.copies if copy != keep]
+        known.copies = [keep]
+        self.bytes -= sum(copy[2] for copy in others)
+        return others
+
+    def process_died(self, process: bytes) -> tuple[list[SharedObject], list[SharedObject]]:
+        """Drop its pins. Returns (objects that it pinned, objects that it owned)."""
+        pinned = [self.objects[object_id] for object_id in self._pinned_by.get(process, ())]
+        for known in pinned:
+            self._drop_pins(known, process)
+        owned = [self.objects[object_id] for object_id in self._owned_by.get(process, ())]
+        return pinned, owned
+
+    def _drop_pins(self, known: SharedObject, process: bytes) -> None:
+        del known.pins[process]
+        if known.narrowed is not None:
+            known.narrowed.pop(process, None)
+        mine = self._pinned_by[process]
+        del mine[known.object_id]
+        if not mine:
+            del self._pinned_by[process]
+
+    def _end(self, known: SharedObject) -> list[Copy]:
+        del self.objects[known.object_id]
+        self.bytes -= sum(copy[2] for copy in known.copies)
+        if known.owner is not None:
+            owned = self._owned_by[known.owner]
+            del owned[known.object_id]
+            if not owned:
+                del self._owned_by[known.owner]
+        if known.remaining is None:
+            return known.copies
+        segment_id, offset, _ = known.copies[0]
+        return [(segment_id, offset + start, end - start) for start, end in known.remaining]
+
+    def check_invariants(self) -> None:
+        """AssertionError if the indexes and the objects disagree."""
+        pinned: dict[bytes, set[bytes]] = {}
+        owned: dict[bytes, set[bytes]] = {}
+        for object_id, known in self.objects.items():
+            assert known.object_id == object_id
+            assert known.copies, f"{object_id.hex()} has no copy"
+            for process, count in known.pins.items():
+                assert count >= 1
+                pinned.setdefault(process, set()).add(object_id)
+            if known.owner is not None:
+                owned.setdefault(known.owner, set()).add(object_id)
+            assert known.narrowed is None or set(known.narrowed) <= set(known.pins)
+            if known.freeing:
+                assert known.pins, f"{object_id.hex()} is freed, unread and still here"
+            else:
+                assert known.remaining is None
+        assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
+        assert {p: set(objects) for p, objects in self._owned_by.items()} == owned
+        assert self.bytes == sum(copy[2] for known in self.objects.values() for copy in known.copies)

@@ -1,0 +1,134 @@
+"""What a process holds of the objects in its store: ``Hold`` for readers, ``Entry`` for the client's books.
+
+Part of the client (client.py), which alone makes them. A ``Hold`` is what readers see: the right to look
+at one object. An ``Entry`` is one object that this process wrote or reads, and adds up its Holds.
+
+Invariant: a byte of an entry is *held* while a Hold of the whole object, or a part that covers it, lives.
+Ending a Hold only appends to the client's deque, so it is safe in finalizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from minray.store import ranges as rg
+from minray.store.mapping import ALIGN, SegmentMap, aligned
+
+GivenUp = Callable[["Entry", "rg.Range | None"], None]
+
+
+class Gone:
+    """What ``acquire`` gives for an object that is not here (any more)."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        return f"Gone({self.reason!r})"
+
+
+class Entry:
+    """One object that this process wrote (``mine``) or has pinned."""
+
+    __slots__ = ("announced", "freed", "holds", "length", "map", "mine", "object_id", "offset", "owned", "parts",
+                 "pins", "reported", "segment_id")  # fmt: skip
+
+    def __init__(
+        self, object_id: bytes, location: tuple[int, int, int], segment: SegmentMap, *, mine: bool
+    ) -> None:
+        self.object_id = object_id
+        self.segment_id, self.offset, self.length = location
+        self.map = segment
+        self.mine = mine
+        self.reported = not mine  # the node knows it
+        self.holds = 0  # Holds of the whole object
+        self.parts: dict[rg.Range, int] = {}  # ranges held after a split
+        self.pins = 0  # how often it is pinned at the node
+        self.announced = self.length  # how many bytes the node thinks we read
+        whole = (0, aligned(self.length) or ALIGN)
+        self.owned = [whole] if mine else []  # what of it is still allocated in our arena
+        self.freed: list[rg.Range] = []  # mine: what its owner and the node have given back
+
+    def __repr__(self) -> str:
+        kind = "mine" if self.mine else "pinned"
+        return (
+            f"<Entry {self.object_id.hex()[:12]} {kind} {self.segment_id}:{self.offset}+{self.length}"
+            f" holds={self.holds} parts={self.parts}>"
+        )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether anything of it is held."""
+        return self.holds > 0 or bool(self.parts)
+
+    def held(self) -> list[rg.Range]:
+        """What is held, in whole multiples of ALIGN."""
+        if self.holds:
+            return [(0, aligned(self.length) or ALIGN)]
+        return rg.union((start & -ALIGN, aligned(end)) for start, end in self.parts)
+
+    def give_up(self, part: rg.Range | None) -> None:
+        """One Hold, or one part of a split one, has ended."""
+        if part is None:
+            self.holds -= 1
+            return
+        count = self.parts[part]
+        if count == 1:
+            del self.parts[part]
+        else:
+            self.parts[part] = count - 1
+
+    def returnable(self) -> list[rg.Range]:
+        """Mine: what can go back to the arena now; it no longer counts as owned."""
+        ranges = rg.subtract(rg.intersect(self.owned, self.freed), self.held())
+        self.owned = rg.subtract(self.owned, ranges)
+        return ranges
+
+    def narrowed(self) -> list[rg.Range] | None:
+        """Not mine: the ranges to announce to the node, if that lets it free at least half as much again."""
+        if self.holds or not self.parts:
+            return None
+        ranges = [(start, min(end, self.length)) for start, end in self.held()]
+        count = rg.size(ranges)
+        if 2 * count > self.announced:  # each announcement at least halves: their number is logarithmic
+            return None
+        self.announced = count
+        return ranges
+
+
+class Hold:
+    """The right to read one object. ``view`` is read-only and covers all of it.
+
+    It ends by ``release()``. Or ``split`` turns it into parts, which end one by one.
+    """
+
+    __slots__ = ("_entry", "_given_up", "_parts", "_split", "view")
+
+    def __init__(
+        self, entry: Entry, view: memoryview, given_up: GivenUp, split: Callable[[Entry, list[rg.Range]], None]
+    ) -> None:
+        self._entry = entry
+        self._given_up = given_up
+        self._split = split
+        self._parts: list[rg.Range] = []
+        self.view: memoryview | None = view
+
+    def __repr__(self) -> str:
+        return f"<Hold {self._entry!r}>"
+
+    def release(self) -> None:
+        """Read no more. Callable anywhere, also in finalizers; only once."""
+        self.view = None
+        self._given_up(self._entry, None)
+
+    def split(self, parts: Iterable[rg.Range]) -> None:
+        """From now on hold only these ranges ``(start, end)`` of the object, each for itself."""
+        self._parts = list(parts)
+        self.view = None
+        self._split(self._entry, self._parts)
+
+    def release_part(self, index: int) -> None:
+        """Give up the range with that number. Callable anywhere, also in finalizers; only once each."""
+        self._given_up(self._entry, self._parts[index])

@@ -1,0 +1,18 @@
+"""How processes talk: messages, frames, authentication, transports and the reactor.
+
+This room never sees user objects: what it carries are tuples of built-in values (``messages``), encoded by
+``codec``, cut into frames by ``framing``, over connections that ``auth`` has opened and that ``reactor``
+reads. Files, from the bottom up:
+
+* ``errors``      what can go wrong on a connection
+* ``messages``    every message that crosses a process boundary
+* ``framing``     byte stream → frames (pure)
+* ``codec``       frame → tuple of built-in values, nothing else (pure)
+* ``auth``        the handshake that comes before everything else (pure)
+* ``transports``  endpoints: unix, tcp, mem → non-blocking sockets
+* ``election``    which thread polls (pure)
+* ``poller``      epoll, or what the platform has instead
+* ``connection``  one peer: its state, its queue of unsent bytes, its decoder
+* ``reactor``     who polls, timers, waits, the background thread
+* ``asyncio_selector``  the reactor as the selector of an asyncio loop
+"""

@@ -1,0 +1,569 @@
+"""One peer: its life, its unsent bytes, its decoder.
+
+::
+
+    CONNECTING ─► HANDSHAKE ─► (server: HELLO) ─► OPEN ─► CLOSED
+         └────────────┴──────────────┴───────────────────►┘
+
+The reading side belongs to the leader's thread alone. The writing side belongs to whoever holds ``_lock``,
+which nobody ever waits for: a sender appends to ``_out`` and, if the lock is free, sends everything; if not,
+the holder looks again after releasing it. So ``send`` never blocks, keeps the order of appends, and may be
+called by a finalizer that runs in the middle of a ``send`` of the same thread.
+
+A failed write does not end the connection: what the peer sent before it died is still read, and the end of
+the stream ends it. ``on_close`` is called exactly once, on the leader's thread: with None if this side
+closed, else with the error. Messages sent before ``close()`` still leave, if the peer takes them within a
+second.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from minray.wire import transports
+from minray.wire.auth import DEADLINE_S, ClientHandshake, ServerHandshake
+from minray.wire.codec import decode, encode, encode_framed
+from minray.wire.core import Core, Timer, log_exception
+from minray.wire.errors import ConnectionLost, HandshakeError, ProtocolError, WireError
+from minray.wire.framing import FrameDecoder, encode_frame
+from minray.wire.messages import Hello, pack, unpack
+from minray.wire.poller import IN, OUT, READABLE
+
+SEND_CHUNK = 256 * 1024
+LINGER_S = 1.0
+REDIAL_S = 0.005
+
+
+class Handler(Protocol):
+    """What a room does with a connection. Both methods run on the leader's thread and must not wait."""
+
+    def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
+        """Everything that one read brought, in order."""
+
+    def on_close(self, conn: Connection, error: WireError | None) -> None:
+        """The connection is over. ``error`` None: this side closed it."""
+
+
+class Connection:
+    """See the file's head. Made by the reactor only."""
+
+    __slots__ = (
+        "__weakref__",
+        "_backlog",
+        "_buffered",
+        "_core",
+        "_deadline",
+        "_decoder",
+        "_first",
+        "_greeting",
+        "_handler",
+        "_handshake",
+        "_lock",
+        "_max_frame",
+        "_on_accept",
+        "_on_gone",
+        "_out",
+        "_recv_into",
+        "_resume",
+        "_send",
+        "_send_broken",
+        "_sock",
+        "_stalled",
+        "closed",
+        "endpoint",
+        "hello",
+        "tag",
+    )
+
+    def __init__(
+        self,
+        core: Core,
+        max_frame: int,
+        handler: Handler | None,
+        endpoint: str,
+        on_gone: Callable[[Connection], None],
+    ) -> None:
+        self.hello: Hello | None = None  # of the peer, on the side that accepted
+        self.tag: Any = None  # the handler's own
+        self.closed = False
+        self.endpoint = endpoint
+        self._core = core
+        self._handler = handler
+        self._on_gone = on_gone  # the reactor's books
+        self._max_frame = max_frame
+        self._decoder = FrameDecoder(max_frame)
+        self._sock: socket.socket | None = None
+        self._out: deque[bytes] = deque()  # appended to by anybody
+        self._lock = threading.Lock()  # holder: sends, and owns the three below
+        self._backlog: deque[bytes | memoryview] = deque()  # taken from _out, not yet in the kernel
+        self._buffered = 0  # bytes of that
+        self._stalled = True  # not open yet, or the kernel's buffer is full: wait for _resume
+        self._resume = False  # set by the leader: try again
+        self._send_broken = False
+        self._first = b""  # goes out before everything queued, once the handshake is over
+        self._handshake: ClientHandshake | ServerHandshake | None = None
+        self._greeting = b""  # our Hello, framed
+        self._deadline: Timer | None = None
+        self._on_accept: Callable[[Connection], Handler] | None = None
+
+    # --- for any thread
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Queue and try to send. Never blocks, keeps order; silently dropped after the close.
+
+        Raises ProtocolError for a message beyond the bound, and what pickle raises for one that is not
+        built-in."""
+        if self.closed:
+            return
+        data = encode_framed(message)
+        if len(data) - 4 > self._max_frame:
+            raise self._too_long(len(data))
+        self._out.append(data)
+        lock = self._lock
+        while self._out and lock.acquire(False):
+            try:
+                self._flush()
+            finally:
+                lock.release()
+
+    def send_many(self, messages: Iterable[tuple[Any, ...]]) -> None:
+        """Like ``send`` for each, in one go."""
+        if self.closed:
+            return
+        parts = [encode_framed(message) for message in messages]
+        for part in parts:
+            if len(part) - 4 > self._max_frame:
+                raise self._too_long(len(part))
+        self._out.append(b"".join(parts))
+        self._pump()
+
+    def close(self) -> None:
+        """End the connection. ``on_close`` follows, on the leader's thread."""
+        if not self.closed:
+            self.closed = True
+            self._core.post(self._close_here)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait because the peer does not take them. Grows without bound: senders look at it."""
+        return self._buffered
+
+    def _too_long(self, size: int) -> ProtocolError:
+        return ProtocolError(f"a message of {size} bytes is beyond the bound of {self._max_frame} bytes")
+
+    # --- writing (whoever holds the lock)
+
+    def _pump(self) -> None:
+        lock = self._lock
+        while (self._out or self._resume) and lock.acquire(False):
+            try:
+                self._flush()
+            finally:
+                lock.release()
+
+    def _flush(self) -> None:
+        out, backlog = self._out, self._backlog
+        if self._stalled or backlog or len(out) != 1 or self.closed:
+            self._gather()
+            if self._stalled and not self._resume:
+                return
+            self._resume = False
+            if not backlog:
+                self._unstall()
+                return
+            data: bytes | memoryview = self._next_chunk()
+        else:
+            data = out.popleft()
+            self._resume = False
+        while True:
+            try:
+                sent = self._send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self._break_sending()
+                return
+            except BaseException:  # a user's signal handler raised: how much was sent is unknown
+                self._break_sending()
+                self._core.post(self._lose_interrupted)
+                raise
+            if sent < len(data):
+                self._stall(memoryview(data)[sent:])
+                return
+            if not backlog:
+                break
+            data = self._next_chunk()
+        if self._stalled:
+            self._unstall()
+
+    def _gather(self) -> None:
+        """Take over what senders have appended."""
+        out, backlog = self._out, self._backlog
+        drop = self._send_broken or (self.closed and self._sock is None)
+        if self._first:
+            first, self._first = self._first, b""
+            backlog.appendleft(first)
+            self._buffered += len(first)
+        while out:
+            data = out.popleft()
+            if not drop:
+                backlog.append(data)
+                self._buffered += len(data)
+
+    def _next_chunk(self) -> bytes | memoryview:
+        """The next piece of the backlog, small ones joined."""
+        backlog = self._backlog
+        data = backlog.popleft()
+        size = len(data)
+        if backlog and size < SEND_CHUNK:
+            parts = [data]
+            while backlog and size + len(backlog[0]) <= SEND_CHUNK:
+                parts.append(backlog.popleft())
+                size += len(parts[-1])
+            data = b"".join(parts)
+        self._buffered -= size
+        return data
+
+    def _stall(self, rest: memoryview) -> None:
+        self._backlog.appendleft(rest)
+        self._buffered += len(rest)
+        self._stalled = True
+        self._watch(IN | OUT)
+
+    def _unstall(self) -> None:
+        if self._stalled and not self._send_broken:
+            self._stalled = False
+            self._watch(IN)
+
+    def _break_sending(self) -> None:
+        """The peer takes nothing more: drop what is queued. Reading finds the end of the stream."""
+        self._send_broken = True
+        self._stalled = True
+        self._backlog.clear()
+        self._buffered = 0
+        self._watch(IN)
+        self._core.call_later(LINGER_S, self._lose_unwritable)
+
+    def _watch(self, mask: int) -> None:
+        sock = self._sock
+        if sock is not None and sock.fileno() in self._core.entries:
+            self._core.modify(sock.fileno(), mask)
+
+    # --- the leader's thread: opening
+
+    def _adopt(self, sock: socket.socket, entry: Callable[[int], None], mask: int = IN) -> None:
+        self._sock = sock
+        self._send = sock.send
+        self._recv_into = sock.recv_into
+        self._core.register(sock.fileno(), mask, entry)
+
+    def open_trusted(self, sock: socket.socket) -> None:
+        """A socket that only a relative can hold the other end of: no handshake, no Hello."""
+        self._stalled = False
+        self._adopt(sock, self._on_ready)
+
+    def open_dialling(self, handshake: ClientHandshake, hello: Hello) -> None:
+        """Connect to ``endpoint``; the outcome comes to the handler."""
+        self._handshake = handshake
+        self._greeting = encode_frame(encode(pack(hello)))
+        self._deadline = self._core.call_later(DEADLINE_S, self._lose_late)
+        self._dial()
+
+    def open_accepted(
+        self, sock: socket.socket, handshake: ServerHandshake, on_accept: Callable[[Connection], Handler]
+    ) -> None:
+        """A peer has dialled: who it is remains to be seen."""
+        self._handshake = handshake
+        self._on_accept = on_accept
+        self._deadline = self._core.call_later(DEADLINE_S, self._lose_late)
+        self._adopt(sock, self._on_handshake)
+
+    def _dial(self) -> None:
+        if self.closed:
+            return
+        try:
+            dialled = transports.dial(self.endpoint)
+        except WireError as error:
+            self._core.post(lambda error=error: self._lose(error))  # type: ignore[misc]
+            return
+        if dialled.busy:
+            self._core.call_later(REDIAL_S, self._dial)
+        elif dialled.sock is not None:
+            if dialled.connecting:
+                self._adopt(dialled.sock, self._on_connected, OUT)
+            else:
+                self._adopt(dialled.sock, self._on_handshake)
+                self._send_now(self._start())
+
+    def _start(self) -> bytes:
+        assert self._handshake is not None
+        return self._handshake.start()
+
+    def _on_connected(self, mask: int) -> None:
+        sock = self._sock
+        assert sock is not None
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._lose(transports.unreachable(self.endpoint, os.strerror(code)))
+            return
+        self._core.entries[sock.fileno()] = self._on_handshake
+        self._core.modify(sock.fileno(), IN)
+        self._send_now(self._start())
+
+    def _send_now(self, data: bytes) -> None:
+        """Handshake bytes: a fresh socket's buffer takes them whole, or the peer is nobody we want."""
+        try:
+            if data and self._send(data) != len(data):
+                self._lose(HandshakeError("the peer does not read"))
+        except OSError as error:
+            self._lose(ConnectionLost(f"{self.endpoint or 'the peer'} hung up during the handshake: {error}"))
+
+    def _on_handshake(self, mask: int) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        data = self._read()
+        if data is None:
+            return
+        try:
+            answer = handshake.feed(bytes(data))
+        except HandshakeError as error:
+            self._send_now(handshake.refusal())
+            self._lose(error)
+            return
+        if not handshake.done:
+            self._send_now(answer)
+            return
+        sock = self._sock
+        assert sock is not None
+        self._handshake = None
+        if isinstance(handshake, ClientHandshake):
+            self._core.entries[sock.fileno()] = self._on_ready
+            self._opened(answer + self._greeting)
+        else:
+            self._core.entries[sock.fileno()] = self._on_hello
+        if handshake.leftover:
+            self._received(handshake.leftover)
+
+    def _opened(self, first: bytes) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._first, self._greeting = first, b""
+        self._resume = True
+        self._pump()
+
+    def _on_hello(self, mask: int) -> None:
+        data = self._read()
+        if data is not None:
+            self._received(data)
+
+    def _greeted(self, messages: list[tuple[Any, ...]]) -> None:
+        """The first frame of an accepted connection."""
+        try:
+            hello = unpack(messages[0])
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        if not isinstance(hello, Hello) or self._on_accept is None or self._sock is None:
+            self._lose(ProtocolError(f"the first message must be Hello, the peer sent {type(hello).__name__}"))
+            return
+        self.hello = hello
+        on_accept, self._on_accept = self._on_accept, None
+        self._core.entries[self._sock.fileno()] = self._on_ready
+        self._opened(b"")
+        try:
+            self._handler = on_accept(self)
+        except Exception as error:
+            log_exception(f"accepting {self!r} failed")
+            self._lose(ProtocolError(f"accepting failed: {error!r}"))
+            return
+        if len(messages) > 1:
+            self._deliver(messages[1:])
+
+    # --- the leader's thread: reading
+
+    def _on_ready(self, mask: int) -> None:
+        """The hot path: one read, its frames, its messages, the handler."""
+        if mask & OUT:
+            self._resume = True
+            self._pump()
+        if not mask & READABLE or self.closed:
+            return
+        decoder = self._decoder
+        if decoder.direct is not None:
+            self._read_large()
+            return
+        core = self._core
+        try:
+            count = self._recv_into(core.buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(ConnectionLost(f"{self.peer} is gone: {error}"))
+            return
+        if not count:
+            self._lose(ConnectionLost(f"{self.peer} closed the connection"))
+            return
+        try:
+            messages = [decode(frame) for frame in decoder.feed(core.view[:count])]
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        if messages:
+            self._deliver(messages)
+
+    def _read_large(self) -> None:
+        target = self._decoder.direct
+        assert target is not None
+        data = self._read(target)
+        if data is None:
+            return
+        target = None
+        frame = self._decoder.advance(len(data))
+        if frame is None:
+            return
+        try:
+            messages = [decode(frame)]
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        self._deliver(messages)
+
+    def _read(self, target: memoryview | None = None) -> memoryview | None:
+        """What one read brings; None if there is nothing, or nothing any more."""
+        view = target if target is not None else self._core.view
+        try:
+            count = self._recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            self._lose(ConnectionLost(f"{self.peer} is gone: {error}"))
+            return None
+        if not count:
+            during = " during the handshake" if self._handshake is not None else ""
+            self._lose(ConnectionLost(f"{self.peer} closed the connection{during}"))
+            return None
+        return view[:count]
+
+    def _received(self, data: bytes | memoryview) -> None:
+        """The cold twin of _on_ready's second half, for what arrives while the connection opens."""
+        try:
+            messages = [decode(frame) for frame in self._decoder.feed(data)]
+        except ProtocolError as error:
+            self._lose(error)
+            return
+        if messages:
+            if self._on_accept is not None:
+                self._greeted(messages)
+            else:
+                self._deliver(messages)
+
+    def _deliver(self, messages: list[tuple[Any, ...]]) -> None:
+        handler = self._handler
+        if handler is None or self.closed:
+            return
+        try:
+            handler.on_messages(self, messages)
+        except Exception as error:
+            log_exception(f"a handler of {self!r} failed; the connection is closed")
+            self._lose(ProtocolError(f"handling a message failed: {error!r}"))
+
+    # --- the leader's thread: the end
+
+    def _lose(self, error: WireError) -> None:
+        if not self.closed:
+            self.closed = True
+            self._finish(error)
+
+    def _lose_late(self) -> None:
+        self._lose(HandshakeError(f"no complete handshake with {self.peer} within {DEADLINE_S:g} s"))
+
+    def _lose_unwritable(self) -> None:
+        self._lose(ConnectionLost(f"{self.peer} takes no more data"))
+
+    def _lose_interrupted(self) -> None:
+        self._lose(ConnectionLost("a write was interrupted by an exception in a signal handler"))
+
+    def _close_here(self) -> None:
+        if self._sock is not None and self._buffered and not self._send_broken and self._handshake is None:
+            sock = self._sock
+            self._core.entries[sock.fileno()] = self._on_lingering
+            self._watch(OUT)
+            self._core.call_later(LINGER_S, self._drop)
+            self._tell(None)
+        else:
+            self._finish(None)
+
+    def _on_lingering(self, mask: int) -> None:
+        self._resume = True
+        self._pump()
+        if not self._buffered or self._send_broken:
+            self._drop()
+
+    def _finish(self, error: WireError | None) -> None:
+        self._drop()
+        self._tell(error)
+
+    def _drop(self) -> None:
+        """Stop reading and writing; the descriptor itself closes after the round."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._core.unregister(sock.fileno())
+            self._core.post(lambda: self._shut(sock))
+        else:
+            self._on_gone(self)
+
+    def _shut(self, sock: socket.socket) -> None:
+        """Never under a send in progress: the kernel could give the number to another socket meanwhile."""
+        if self._lock.acquire(False):
+            try:
+                sock.close()
+                self._backlog.clear()
+                self._buffered = 0
+                self._on_gone(self)
+            finally:
+                self._lock.release()
+        else:
+            self._core.post(lambda: self._shut(sock))
+
+    def _tell(self, error: WireError | None) -> None:
+        handler, self._handler = self._handler, None
+        self._on_accept = None
+        if handler is not None:
+            self._core.post(lambda: handler.on_close(self, error))
+
+    def end(self) -> None:
+        """With its reactor: nobody polls any more. What waits leaves if the kernel takes it at once."""
+        if not self.closed and self._handshake is None:
+            self._resume = True
+            self._pump()
+        self.closed = True
+        sock, self._sock = self._sock, None
+        self._handler = None
+        if sock is not None:
+            sock.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the descriptor without touching what the parent shares."""
+        self.closed = True
+        sock, self._sock = self._sock, None
+        self._handler = None
+        if sock is not None:
+            socket.close(sock.detach())
+
+    @property
+    def peer(self) -> str:
+        """Whom an error message names."""
+        if self.hello is not None:
+            return f"{self.hello.role} (pid {self.hello.pid})"
+        return self.endpoint or "the peer"
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "opening" if self._handshake is not None else "open"
+        return f"<Connection {self.peer} {state}, {self._buffered} bytes waiting>"

@@ -1,0 +1,596 @@
+"""The reactor: connections, timers and waits of one process.
+
+Whoever waits, polls. ``wait`` makes the calling thread the leader, which reads the sockets and runs the
+handlers until its own wait is over, or a follower, which sleeps until then or until it is promoted. When
+nobody has polled for ``TICK_S``, the background thread leads (processes with one thread have none:
+``background=False`` and ``run_forever``). Who is what, ``election`` decides; what the leader runs, ``core``
+keeps; a peer is a ``Connection``.
+
+Called by every service of every process. Rules:
+
+* Handlers, timers and posts run on the leader's thread, one at a time, and must not wait: ``wait`` raises
+  there. Nothing that they do needs a lock of the reactor, so they may send, notify, dial, close, post, and so
+  may finalizers and signal handlers at any point of any thread. ``notify``, ``send``, ``call_soon``,
+  ``call_later`` and ``set_interrupt`` never block.
+* Lost wake-ups: a waiter is registered by its owner, then looks whether it is ``done``, then sleeps;
+  ``notify`` sets ``done``, then looks who sleeps.
+* KeyboardInterrupt leaves ``wait`` only between rounds, when the reactor's state is whole
+  (``set_interrupt``).
+* An idle process has no periodic wake-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from minray.wire import transports
+from minray.wire.auth import ClientHandshake, ServerHandshake
+from minray.wire.connection import Connection, Handler
+from minray.wire.core import Core, Timer, log_exception, log_warning
+from minray.wire.election import Background, Election, Entry, Tick
+from minray.wire.errors import ReactorClosed
+from minray.wire.messages import Hello
+from minray.wire.poller import IN, usable_cpus
+
+__all__ = ["Connection", "Handler", "Reactor", "Timer", "Waiter"]
+
+TICK_S = 0.002
+BLOCK_S = 0.001
+ACCEPT_BATCH = 64
+ACCEPT_PAUSE_S = 0.5
+CLOSE_S = 2.0
+_FOLLOW, _OUST = Entry.FOLLOW, Entry.OUST
+_OUSTED = Background.OUSTED
+_get_ident = threading.get_ident
+_new_lock = threading.Lock
+
+
+class Waiter:
+    """One wait of one thread. ``done`` is set by ``Reactor.notify``."""
+
+    __slots__ = ("done", "gate")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.gate: Any = None  # a lock used as a binary semaphore, once its thread follows
+
+
+class Reactor:
+    """See the file's head.
+
+    ``token``: the cluster's secret, proved on every connection. ``max_frame``: bytes. ``spin_us``: how long a
+    leader polls without sleeping (no effect with one CPU; skipped while it does not pay). ``background``:
+    whether there is a background thread. ``poller``: "auto", or "selectors" to do without epoll.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: bytes,
+        max_frame: int,
+        spin_us: int = 50,
+        background: bool,
+        name: str,
+        poller: str = "auto",
+    ) -> None:
+        self.name = name
+        self.on_background_takeover: Callable[[], None] | None = None
+        self.main_waiting = False  # the main thread is inside wait(): its SIGINT belongs to set_interrupt
+        self._token = token
+        self._max_frame = max_frame
+        self._core = Core(poller)
+        self._core.entries[self._core.bell.fileno()] = self._on_bell
+        self._election: Election[Waiter] = Election(background=background)
+        self._mutex = threading.Lock()  # guards _election; held for a few instructions, never while calling out
+        self._inside: set[int] = set()  # threads that lead, follow or change who does
+        self._connections: set[Connection] = set()
+        self._listeners: dict[int, transports.ListeningSocket] = {}
+        self._spin = spin_us / 1e6 if usable_cpus() > 1 else 0.0
+        self._spin_skip = 0  # so many waits go without spinning
+        self._spin_penalty = 1
+        self._main_ident = threading.main_thread().ident
+        self._main_waiter: Waiter | None = None
+        self._interrupt = False
+        self._closed: str | None = None  # why
+        self._torn_down = False
+        self._poll_waiter = Waiter()
+        self._forever = Waiter()
+        self._background_gate = _locked()
+        self._background: threading.Thread | None = None
+        if background:
+            self._background = threading.Thread(target=self._run_background, name=f"minray-{name}", daemon=True)
+            self._background.start()
+
+    # --- connections (any thread)
+
+    def listen(self, endpoint_request: str, on_accept: Callable[[Connection], Handler]) -> str:
+        """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0"; returns the real endpoint. ``on_accept`` is
+        called after authentication and Hello, with ``conn.hello`` set, and returns the connection's
+        handler."""
+        if not self._token and not transports.is_loopback(endpoint_request):
+            raise transports.EndpointError(f"refusing to listen on {endpoint_request!r} without a token")
+        listener, endpoint = transports.make_listener(endpoint_request)
+        self._add_listener(listener, on_accept)
+        return endpoint
+
+    def listen_socket(self, sock: socket.socket, on_accept: Callable[[Connection], Handler]) -> str:
+        """The same with a socket that listens already (inherited from a parent)."""
+        sock.setblocking(False)
+        self._add_listener(sock, on_accept)
+        return transports.endpoint_of(sock)
+
+    def unlisten(self, endpoint: str) -> None:
+        """Accept no more there. Connections stay."""
+        for fd, listener in list(self._listeners.items()):
+            if transports.endpoint_of(listener) == endpoint:
+                del self._listeners[fd]
+                self._core.unregister(fd)
+                self._core.post(listener.close)
+
+    def dial(self, endpoint: str, hello: Hello, handler: Handler) -> Connection:
+        """Begin to connect and return at once: what is sent before the handshake ends is queued; failure
+        comes to ``handler.on_close``. Raises EndpointError for what is no endpoint."""
+        self._check_open()
+        transports.split_endpoint(endpoint)
+        conn = self._make(handler, endpoint)
+        conn.open_dialling(ClientHandshake(self._token), hello)
+        return conn
+
+    def add_socket(self, sock: socket.socket, handler: Handler) -> Connection:
+        """Adopt a connected socket whose other end only a relative can hold (an inherited socket pair): no
+        authentication and no Hello."""
+        self._check_open()
+        transports.prepare(sock)
+        conn = self._make(handler, "")
+        conn.open_trusted(sock)
+        return conn
+
+    def add_reader(self, fd: int, callback: Callable[[int], None]) -> None:
+        """``callback(fd)`` on the leader's thread whenever ``fd`` is readable or at its end."""
+        self._add_io(fd, IN, lambda mask: callback(fd))
+
+    def remove_reader(self, fd: int) -> None:
+        """Before ``fd`` is closed. Unknown descriptors are ignored."""
+        self._core.unregister(fd)
+
+    def _add_io(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
+        def entry(ready: int) -> None:
+            try:
+                callback(ready)
+            except Exception:
+                log_exception(f"the callback of descriptor {fd} failed; it is watched no more")
+                self._core.unregister(fd)
+
+        self._check_open()
+        self._core.register(fd, mask, entry)
+
+    def _make(self, handler: Handler | None, endpoint: str) -> Connection:
+        conn = Connection(self._core, self._max_frame, handler, endpoint, self._connections.discard)
+        self._connections.add(conn)
+        return conn
+
+    def _add_listener(
+        self, listener: transports.ListeningSocket, on_accept: Callable[[Connection], Handler]
+    ) -> None:
+        self._check_open()
+        fd = listener.fileno()
+        self._listeners[fd] = listener
+
+        def entry(mask: int) -> None:
+            self._accept(fd, listener, on_accept, entry)
+
+        self._core.register(fd, IN, entry)
+
+    def _accept(
+        self,
+        fd: int,
+        listener: transports.ListeningSocket,
+        on_accept: Callable[[Connection], Handler],
+        entry: Callable[[int], None],
+    ) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock = listener.accept()[0]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # The peer stays in the queue and the listener readable: look again later, not in a loop.
+                    log_warning(f"cannot accept connections for now: {error}")
+                    self._core.unregister(fd)
+                    self._core.call_later(ACCEPT_PAUSE_S, lambda: self._accept_again(fd, entry))
+                    return
+                continue  # that peer has hung up already
+            transports.prepare(sock)
+            self._make(None, "").open_accepted(sock, ServerHandshake(self._token), on_accept)
+
+    def _accept_again(self, fd: int, entry: Callable[[int], None]) -> None:
+        if fd in self._listeners:
+            self._core.register(fd, IN, entry)
+
+    # --- posts and timers (any thread)
+
+    def call_soon(self, fn: Callable[[], None]) -> None:
+        """Run ``fn`` on the leader's thread, after the round in progress."""
+        self._core.post(fn)
+
+    def call_later(self, delay_s: float, fn: Callable[[], None]) -> Timer:
+        """Run ``fn`` on the leader's thread in ``delay_s`` seconds, unless the timer is cancelled."""
+        return self._core.call_later(delay_s, fn)
+
+    def notify(self, waiter: Waiter) -> None:
+        """``waiter`` is done: wake whoever sleeps on it."""
+        waiter.done = True
+        if waiter.gate is not None:
+            _open_gate(waiter.gate)
+        core = self._core
+        if core.sleeping and self._election.leader is waiter:
+            core.wake()
+
+    def set_background_demand(self, wanted: bool) -> None:
+        """Somebody waits who cannot poll (a future): the background thread leads whenever nobody else
+        does."""
+        election = self._election
+        election.demand = wanted
+        if wanted and election.leader is None and election.background is Background.TICKING:
+            _open_gate(self._background_gate)
+
+    # --- waiting
+
+    def wait(
+        self, waiter: Waiter, timeout: float | None = None, *, on_block: Callable[[], None] | None = None
+    ) -> bool:
+        """Block until ``waiter.done`` (True) or for ``timeout`` seconds (False).
+
+        ``on_block`` is called once if that takes over ~1 ms, with no lock held. Raises KeyboardInterrupt on
+        the main thread after ``set_interrupt``, ReactorClosed after ``close``, RuntimeError inside a handler
+        or another wait of the same thread: a callback that waited would wait for itself."""
+        if waiter.done:
+            return True
+        ident = _get_ident()
+        inside = self._inside
+        if ident in inside:
+            raise RuntimeError("this thread is inside minray's runtime already: it must not wait here")
+        now = monotonic()
+        deadline = None if timeout is None else now + timeout
+        main = ident == self._main_ident
+        if main:
+            self._main_waiter = waiter
+            self.main_waiting = True
+        inside.add(ident)
+        try:
+            with self._mutex:
+                entry = self._election.enter(waiter)
+                if entry is _FOLLOW:
+                    if waiter.gate is None:
+                        waiter.gate = _locked()
+                elif entry is _OUST:
+                    self._core.sleeping = False
+            if entry is _FOLLOW:
+                on_block = self._follow(waiter, deadline, main, on_block)
+            elif entry is _OUST:
+                self._core.bell.ring()
+            if self._election.leader is waiter:
+                self._lead(waiter, now, deadline, main, on_block)
+        finally:
+            self._leave(waiter)
+            inside.discard(ident)
+            if main:
+                self._main_waiter = None
+                self.main_waiting = False
+        if main and self._interrupt:
+            self._interrupt = False
+            raise KeyboardInterrupt
+        if self._closed is not None and not waiter.done:
+            self._finish_closing()
+            raise ReactorClosed(self._closed)
+        return waiter.done
+
+    def _leave(self, waiter: Waiter) -> None:
+        with self._mutex:
+            promoted = self._election.leave(waiter)
+            unpark = promoted is None and self._election.unpark()
+        if promoted is not None:
+            _open_gate(promoted.gate)
+        elif unpark:
+            _open_gate(self._background_gate)
+
+    def _follow(
+        self, waiter: Waiter, deadline: float | None, main: bool, on_block: Callable[[], None] | None
+    ) -> Callable[[], None] | None:
+        """Sleep until done, promoted, or out of time. Returns ``on_block`` if it is still to be called."""
+        gate = waiter.gate
+        block_at = monotonic() + BLOCK_S if on_block is not None else None
+        while not waiter.done and self._election.leader is not waiter and self._closed is None:
+            if main and self._interrupt:
+                break
+            now = monotonic()
+            if deadline is not None and now >= deadline:
+                break
+            if on_block is not None and block_at is not None and now >= block_at:
+                callback, on_block, block_at = on_block, None, None
+                callback()
+                continue
+            until = _earlier(deadline, block_at)
+            gate.acquire(True, -1 if until is None else min(until - now, threading.TIMEOUT_MAX))
+        return on_block
+
+    def _lead(
+        self,
+        waiter: Waiter,
+        now: float,
+        deadline: float | None,
+        main: bool,
+        on_block: Callable[[], None] | None,
+    ) -> None:
+        """Poll until done, out of time, interrupted or closed."""
+        core = self._core
+        poll = core.poller.poll
+        spin = self._spin_time()
+        spin_until = now + spin
+        slept = False
+        block_at = now + BLOCK_S if on_block is not None else None
+        once = deadline is not None and now >= deadline  # a timeout of 0 still polls
+        while not waiter.done and self._closed is None and not (main and self._interrupt):
+            if now < spin_until or once:
+                events = poll(0, 128)
+            else:
+                slept = True
+                events = self._poll_asleep(waiter, main, _earlier(deadline, block_at), now)
+            if events:
+                core.dispatch(events)
+                if waiter.done:
+                    break
+                spin_until = monotonic() + spin
+            if core.posts or core.new_timers:
+                core.housekeep()
+            now = monotonic()
+            due = core.timer_due
+            if due is not None and due <= now:
+                core.housekeep()
+            if on_block is not None and block_at is not None and now >= block_at:
+                callback, on_block, block_at = on_block, None, None
+                callback()
+            if deadline is not None and now >= deadline:
+                break
+        if spin:
+            self._judge_spin(slept)
+
+    def _poll_asleep(
+        self, waiter: Waiter, main: bool, until: float | None, now: float
+    ) -> list[tuple[int, int]]:
+        """One poll that may sleep until ``until`` or the next timer."""
+        core = self._core
+        timeout = core.timeout()
+        if until is not None and (timeout < 0 or until - now < timeout):
+            timeout = max(0.0, until - now)
+        core.sleeping = True
+        if core.posts or core.new_timers or waiter.done or self._closed is not None or (main and self._interrupt):
+            timeout = 0.0
+        events = core.poll(timeout)
+        core.sleeping = False
+        return events
+
+    def _spin_time(self) -> float:
+        """Seconds to spin in this wait: none where spinning has not paid of late."""
+        if self._spin_skip:
+            self._spin_skip -= 1
+            return 0.0
+        return self._spin
+
+    def _judge_spin(self, slept: bool) -> None:
+        if slept:
+            self._spin_skip = self._spin_penalty
+            self._spin_penalty = min(64, self._spin_penalty * 2)
+        else:
+            self._spin_penalty = 1
+
+    def poll(self) -> bool:
+        """One round without sleeping, if nobody leads. Cheap: for loops that submit. Returns whether anything
+        came."""
+        ident = _get_ident()
+        if ident in self._inside or self._closed is not None or not self._mutex.acquire(False):
+            return False
+        me = self._poll_waiter
+        core = self._core
+        self._inside.add(ident)
+        try:
+            try:
+                entry = self._election.try_enter(me)
+                if entry is _OUST:
+                    core.sleeping = False
+            finally:
+                self._mutex.release()
+            if entry is _FOLLOW:
+                return False
+            try:
+                if entry is _OUST:
+                    core.bell.ring()
+                events = core.poll(0)
+                core.dispatch(events)
+                core.housekeep()
+                return bool(events)
+            finally:
+                self._leave(me)
+        finally:
+            self._inside.discard(ident)
+
+    def inside(self) -> bool:
+        """Whether the calling thread is inside the reactor (a handler, or a finalizer that interrupted
+        it)."""
+        return _get_ident() in self._inside
+
+    # --- the background thread
+
+    def _run_background(self) -> None:
+        ident = _get_ident()
+        self._inside.add(ident)
+        gate, election, mutex = self._background_gate, self._election, self._mutex
+        try:
+            while self._closed is None:
+                with mutex:
+                    tick = election.tick()
+                if tick is Tick.LEAD:
+                    self._lead_in_background()
+                elif tick is Tick.PARK:
+                    gate.acquire()
+                    continue
+                if self._closed is None:
+                    gate.acquire(True, TICK_S)
+        finally:
+            with mutex:
+                promoted = election.retire()
+            if promoted is not None:
+                _open_gate(promoted.gate)
+            self._inside.discard(ident)
+
+    def _lead_in_background(self) -> None:
+        """Lead until a waiter takes over, or the reactor closes."""
+        core, election, mutex = self._core, self._election, self._mutex
+        if self.on_background_takeover is not None:
+            try:
+                self.on_background_takeover()
+            except Exception:
+                log_exception("on_background_takeover failed")
+        while self._closed is None:
+            core.housekeep()
+            timeout = core.timeout()
+            with mutex:
+                leading, promoted = election.rested()
+                if leading:
+                    core.sleeping = True
+            if promoted is not None:
+                _open_gate(promoted.gate)
+            if not leading:
+                return
+            if core.has_work or self._closed is not None:
+                timeout = 0.0
+            events = core.poll(timeout)
+            with mutex:
+                if not election.woke():
+                    return
+                core.sleeping = False
+            core.dispatch(events)
+
+    # --- processes with one thread
+
+    def run_forever(self) -> None:
+        """Lead until ``stop``."""
+        self._forever.done = False
+        with contextlib.suppress(ReactorClosed):
+            self.wait(self._forever)
+
+    def stop(self) -> None:
+        """End ``run_forever``. From any thread, or a handler, or a signal handler."""
+        self.notify(self._forever)
+
+    # --- signals, forks, the end
+
+    def set_interrupt(self) -> None:
+        """From a signal handler: the main thread's wait raises KeyboardInterrupt at its next safe point. If
+        it is in no wait (``main_waiting``), its next wait does."""
+        self._interrupt = True
+        waiter = self._main_waiter
+        if waiter is not None and waiter.gate is not None:
+            _open_gate(waiter.gate)
+        self._core.wake()
+
+    def fileno(self) -> int:
+        """Readable when a poll would find something (epoll, kqueue)."""
+        return self._core.poller.fileno()
+
+    def close(self) -> None:
+        """End all waits (ReactorClosed), the background thread and all connections (without ``on_close``)."""
+        if self._closed is None:
+            self._closed = f"minray's reactor {self.name!r} has been closed"
+        with self._mutex:
+            followers = self._election.followers
+        for waiter in followers:
+            _open_gate(waiter.gate)
+        _open_gate(self._background_gate)
+        self._core.wake()
+        self._finish_closing()
+
+    def _finish_closing(self) -> None:
+        """Wait until nobody polls, then let go of everything. On a thread that is inside, its wait does
+        it."""
+        if self._torn_down or _get_ident() in self._inside:
+            return
+        closer = Waiter()
+        closer.gate = _locked()
+        with self._mutex:
+            entry = self._election.enter(closer)
+        if entry is not Entry.LEAD:
+            self._core.bell.ring()
+            if entry is _FOLLOW:
+                closer.gate.acquire(True, CLOSE_S)
+        background = self._background
+        if background is not None and background is not threading.current_thread():
+            background.join(CLOSE_S)
+        if not self._torn_down:
+            self._torn_down = True
+            self._tear_down()
+
+    def _tear_down(self) -> None:
+        for conn in list(self._connections):
+            conn.end()
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        self._connections.clear()
+        self._core.close()
+
+    def after_fork_child(self) -> None:
+        """In a child forked from a process that uses minray: close every descriptor and be dead from now on.
+        What is shared with the parent (registrations, peers, paths) is not touched."""
+        self._closed = "this process was forked from one that uses minray: it has no runtime of its own"
+        self._torn_down = True
+        self._mutex = threading.Lock()
+        self._inside = set()
+        self._background = None
+        for conn in list(self._connections):
+            conn.abandon()
+        for listener in self._listeners.values():
+            with contextlib.suppress(OSError):
+                os.close(listener.detach())
+        self._connections.clear()
+        self._listeners.clear()
+        self._core.close()
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ReactorClosed(self._closed)
+
+    def _on_bell(self, mask: int) -> None:
+        if self._election.background is not _OUSTED:  # else it must hear it too
+            self._core.bell.silence()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed is not None else self._election.background.value
+        return f"<Reactor {self.name!r}: {len(self._connections)} connections, background {state}>"
+
+
+def _locked() -> Any:
+    lock = _new_lock()
+    lock.acquire()
+    return lock
+
+
+def _open_gate(gate: Any) -> None:
+    """Let one sleeper through, now or when it comes. Gates count to one: opening an open gate changes
+    nothing."""
+    with contextlib.suppress(RuntimeError):
+        gate.release()
+
+
+def _earlier(first: float | None, second: float | None) -> float | None:
+    if first is None:
+        return second
+    return first if second is None or first < second else second

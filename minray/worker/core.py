@@ -1,0 +1,480 @@
+"""One process as an owner, borrower and submitter: the pure heart of a core worker.
+
+It puts the machines together: references (who needs an object), owner (ordinary tasks), actor_calls,
+streams; and keeps the memory store: the value of each object that this process knows is in its
+ObjectRecord. Messages and calls come in; ``effects`` (one list, in order) come out and are performed
+by worker.service, or by the simulator:
+
+    ("send", address, tuple)   ("node", Message)   ("gcs", method, args)   ("timer", s, what, number)
+    ("release", owner, id, n)  ("borrow", owner, id, taker)  ("watch", worker_id)  ("freed", id, record)
+
+An error value is a tuple of built-ins whose first item says which (see worker.errors); nothing here
+unpickles anything. A payload is ``bytes``, or ``(data, buffers, refs)`` with refs =
+``[(id, owner, granted)]``; a stored value is ``(location, size, refs)``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from minray.wire.messages import FETCH, VALUES, ActorUpdate, Address, Died, GiveBack, LeaseGrant
+from minray.wire.messages import LeaseInfeasible, Ready, StreamAck, pack
+from minray.worker.actor_calls import ActorCalls, ActorClient
+from minray.worker.owner import TaskManager
+from minray.worker.references import PENDING, ObjectRecord, ReferenceTable
+from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, STREAMING
+from minray.worker.tasks import Function, Stream, Task
+
+FIRST_RETURN = (1).to_bytes(4, "little")
+PICKLED_NONE = b"\x80\x05N."
+END_OF_STREAM = ("end_of_stream",)
+
+
+class Core:
+    """The state of one process. Not thread-safe: its user holds a lock around every call."""
+
+    def __init__(
+        self, me: Address, job_id: bytes, prefix: bytes, *, max_pipeline: int, lease_idle_s: float
+    ) -> None:
+        self.me = me
+        self.job_id = job_id
+        self.effects: list[tuple[Any, ...]] = []
+        self.refs = ReferenceTable(me, self.effects)
+        self.objects = self.refs.objects
+        self.owner = TaskManager(
+            self.effects, self.fail, max_pipeline=max_pipeline, lease_idle_s=lease_idle_s
+        )
+        self.calls = ActorCalls(self.effects, self.fail)
+        self.streams: dict[int, Stream] = {}
+        self._prefix = prefix
+        self._count = itertools.count(1)
+        self._first = job_id + FIRST_RETURN
+        self.dead: set[bytes] = set()  # processes whose death has been announced
+
+    # -- ids ---------------------------------------------------------------------------------------
+
+    def next_seq(self) -> int:
+        """A number for a new task, or put object, of this process."""
+        return next(self._count)
+
+    def task_id(self, seq: int) -> bytes:
+        """The 24 bytes of a task of this process."""
+        return self._prefix + seq.to_bytes(8, "big") + self.job_id
+
+    def object_id(self, seq: int, index: int) -> bytes:
+        """The 28 bytes of one of its objects: 0 put, from 1 returns, from 2 stream items."""
+        return self._prefix + seq.to_bytes(8, "big") + self.job_id + index.to_bytes(4, "little")
+
+    def seq_of(self, object_id: bytes) -> int | None:
+        """The task number behind an object of this process; None for another's."""
+        if object_id[:12] != self._prefix:
+            return None
+        return int.from_bytes(object_id[12:20], "big")
+
+    # -- submission --------------------------------------------------------------------------------
+
+    def submit(self, task: Task, now: float) -> list[bytes]:
+        """A new task; its returns become objects of this process, with one local reference each."""
+        ids = self._make_returns(task)
+        self._hold_arguments(task)
+        if task.actor is None:
+            self.owner.add(task)
+            if not task.unresolved:
+                self._resolved(task, now)
+        else:
+            actor = task.actor
+            if not task.unresolved and task.top is not None:
+                self._fill_top(task)
+            self.calls.submit(actor, task)
+        return ids
+
+    def _make_returns(self, task: Task) -> list[bytes]:
+        own = self.refs.own
+        n = task.num_returns
+        seq = task.seq
+        if n == 1:
+            first = self._prefix + seq.to_bytes(8, "big") + self._first
+            own(first).task = task
+            return [first]
+        if n == STREAMING:
+            task.stream = self.streams[seq] = Stream(seq)
+            return []
+        ids = [self.object_id(seq, 1 + i) for i in range(1 if n == DYNAMIC else n)]
+        for object_id in ids:
+            own(object_id).task = task
+        return ids
+
+    def _hold_arguments(self, task: Task) -> None:
+        for object_id in task.nested:
+            self.refs.hold(object_id)
+        if task.top is not None:
+            for _, object_id in task.top:
+                record = self.refs.hold(object_id)
+                if record.status == PENDING:
+                    task.unresolved += 1
+                    self.when_ready(object_id, record, _Dependency(self, task))
+
+    def _resolved(self, task: Task, now: float) -> None:
+        """All arguments of an ordinary task are there."""
+        if task.top is not None:
+            self._fill_top(task)
+            if task.error is not None:
+                self.owner.tasks.pop(task.seq, None)
+                self.fail(task, task.error)
+                return
+        self.owner.enqueue(task, now)
+
+    def _fill_top(self, task: Task) -> None:
+        """Put the values (or locations) of the top-level references into the spec."""
+        top: list[Any] = []
+        for where, object_id in task.top or ():
+            record = self.objects[object_id]
+            if record.status == ERROR:
+                task.error = ("dependency", task.name, record.value)
+                return
+            record.shared = True
+            top.append((where, record.status, record.value, object_id, record.owner or self.me))
+        extra = dict(task.extra) if task.extra else {}
+        extra["top"] = top
+        task.extra = extra
+
+    # -- outcomes ------------------------------------------------------------------------------------
+
+    def on_results(self, worker: Address, results: list[tuple[Any, ...]], now: float) -> None:
+        """Answers of a leased worker or an actor."""
+        ordinary = self.owner.tasks
+        objects = self.objects
+        prefix, first = self._prefix, self._first
+        touched = None
+        for seq, attempt, status, value, exec_ns, retained in results:
+            if status == ITEM:
+                self._on_item(seq, attempt, value)
+                continue
+            if seq in ordinary:
+                task = self.owner.take(seq, attempt, exec_ns, now)
+            else:
+                task = self.calls.take(seq, attempt)
+            if task is None:
+                continue
+            if status == RETRY:
+                if task.retries != 0 and not task.cancelled:
+                    task.retries -= task.retries > 0
+                    if task.actor is None:
+                        self.owner.retry(task, now)
+                    else:
+                        self.calls.retry(task)
+                    continue
+                status = ERROR
+            if retained:
+                self.refs.on_retained(retained)
+            if status == INLINE and task.num_returns == 1 and type(value) is bytes:
+                object_id = prefix + seq.to_bytes(8, "big") + first
+                record = objects.get(object_id)
+                if record is not None:
+                    record.status = INLINE
+                    record.value = value
+                    record.task = None
+                    if record.waiters is not None or record.fetchers is not None:
+                        self._announce(object_id, record)
+            else:
+                self._outcome(task, status, value)
+            if task.nested or task.top is not None:
+                self._unhold_arguments(task)
+            if task.actor is None:
+                key = task.function.key
+                if key.queue or key.leases:
+                    touched = key
+        if touched is not None:
+            self.owner.pump(touched, now)
+
+    def _outcome(self, task: Task, status: int, value: Any) -> None:
+        if task.stream is not None:
+            self._end_stream(task, status, value)
+        elif status == MULTI:
+            for i, (one_status, one_value) in enumerate(value):
+                self.complete(self.object_id(task.seq, 1 + i), one_status, one_value)
+        else:
+            n = max(1, task.num_returns) if status == ERROR else 1
+            for i in range(n):
+                self.complete(self.object_id(task.seq, 1 + i), status, value)
+
+    def _unhold_arguments(self, task: Task) -> None:
+        for object_id in task.nested:
+            self.refs.unhold(object_id)
+        task.nested = ()
+        if task.top is not None:
+            for _, object_id in task.top:
+                self.refs.unhold(object_id)
+            task.top = None
+
+    def fail(self, task: Task, error: Any) -> None:
+        """A task ends without an answer from its worker."""
+        self._outcome(task, ERROR, error)
+        self._unhold_arguments(task)
+
+    def complete(self, object_id: bytes, status: int, value: Any) -> None:
+        """The object's value (or location, or error) is here."""
+        record = self.objects.get(object_id)
+        inner = self._receive(status, value)
+        if record is None:
+            for other in inner:  # nobody wants it any more: let go of what came inside
+                self.refs.hold(other)
+            for other in inner:
+                self.refs.unhold(other)
+            if status == STORED:
+                gone = ObjectRecord(None)
+                gone.status, gone.value, gone.shared = STORED, value, True
+                self.effects.append(("freed", object_id, gone))
+            return
+        record.status = status
+        record.value = value
+        record.task = None
+        if inner:
+            self.refs.set_contains(record, inner)
+        self._announce(object_id, record)
+
+    def _receive(self, status: int, value: Any) -> tuple[bytes, ...]:
+        if status == ERROR or type(value) is bytes:
+            return ()
+        refs = value[2]
+        return self.refs.receive(refs) if refs else ()
+
+    def _announce(self, object_id: bytes, record: ObjectRecord) -> None:
+        waiters, record.waiters = record.waiters, None
+        if waiters:
+            for waiter in waiters:
+                waiter.ready(object_id, record)
+        fetchers, record.fetchers = record.fetchers, None
+        if fetchers:
+            for taker in fetchers:
+                self._send_value(object_id, record, taker)
+
+    def when_ready(self, object_id: bytes, record: ObjectRecord, waiter: Any) -> None:
+        """Call ``waiter.ready(object_id, record)`` once it stops being PENDING; fetch a borrowed one."""
+        if record.waiters is None:
+            record.waiters = [waiter]
+            if record.owner is not None and record.task is None:
+                self.fetch(object_id, record)
+        else:
+            record.waiters.append(waiter)
+
+    # -- borrowing -----------------------------------------------------------------------------------
+
+    def fetch(self, object_id: bytes, record: ObjectRecord) -> None:
+        """Ask the owner for the value of a borrowed object, once."""
+        owner = record.owner
+        assert owner is not None
+        if owner[1] in self.dead:
+            self.complete(object_id, ERROR, ("owner_died", object_id, owner))
+            return
+        record.task = True
+        self.effects.append(("send", owner, (FETCH, [object_id])))
+
+    def on_fetch(self, taker: Address, ids: list[bytes]) -> None:
+        """Owner: a borrower wants these."""
+        for object_id in ids:
+            record = self.objects.get(object_id)
+            if record is None:
+                answer = (object_id, ERROR, ("freed", object_id))
+                self.effects.append(("send", taker, (VALUES, [answer])))
+            elif record.status == PENDING:
+                if record.fetchers is None:
+                    record.fetchers = []
+                record.fetchers.append(taker)
+            else:
+                self._send_value(object_id, record, taker)
+
+    def _send_value(self, object_id: bytes, record: ObjectRecord, taker: Address) -> None:
+        value = record.value
+        if record.status != ERROR and type(value) is not bytes:
+            record.shared = True
+            value = (value[0], value[1], self.give_all(record.contains, taker))
+        self.effects.append(("send", taker, (VALUES, [(object_id, record.status, value)])))
+
+    def give_all(self, ids: tuple[bytes, ...], taker: Address) -> list[tuple[bytes, Address, bool]]:
+        """The references of a value that goes to ``taker``, as they travel."""
+        out = []
+        for object_id in ids:
+            record = self.objects[object_id]
+            out.append((object_id, record.owner or self.me, self.refs.give(object_id, taker)))
+        return out
+
+    def on_values(self, values: list[tuple[bytes, int, Any]]) -> None:
+        """Borrower: the owner's answers."""
+        for object_id, status, value in values:
+            record = self.objects.get(object_id)
+            if record is not None and record.status != PENDING:
+                record = None
+            if record is None:
+                inner = self._receive(status, value)
+                for other in inner:
+                    self.refs.hold(other)
+                for other in inner:
+                    self.refs.unhold(other)
+            else:
+                self.complete(object_id, status, value)
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    def _on_item(self, seq: int, attempt: int, value: tuple[int, int, Any]) -> None:
+        stream = self.streams.get(seq)
+        task = self.owner.tasks.get(seq) or self.calls.tasks.get(seq)
+        index, status, item = value
+        if task is None or task.attempt != attempt or stream is None:
+            inner = self._receive(status, item)
+            for other in inner:
+                self.refs.hold(other)
+                self.refs.unhold(other)
+            return
+        if index < stream.produced:
+            return  # a retried generator repeats itself
+        self._make_item(stream, status, item)
+        self._wake_stream(stream)
+
+    def _make_item(self, stream: Stream, status: int, value: Any) -> None:
+        object_id = self.object_id(stream.seq, 2 + stream.produced)
+        record = self.objects.get(object_id)  # there already if somebody peeked
+        if record is None:
+            record = self.refs.own(object_id, local=0)
+        record.held += 1  # by the stream, until the user takes it
+        stream.produced += 1
+        self.complete(object_id, status, value)
+
+    def _end_stream(self, task: Task, status: int, value: Any) -> None:
+        stream = task.stream
+        assert stream is not None
+        if status == ERROR:  # one extra reference, whose get raises
+            self._make_item(stream, ERROR, value)
+            stream.outcome = (ERROR, value)
+        else:
+            stream.outcome = (INLINE, PICKLED_NONE)
+        stream.total = stream.produced
+        for index in (1, 2 + stream.produced):  # completed(), and a peek beyond the last item
+            object_id = self.object_id(task.seq, index)
+            if object_id in self.objects:
+                self.complete(object_id, *(stream.outcome if index == 1 else (ERROR, END_OF_STREAM)))
+        self._wake_stream(stream)
+        if stream.abandoned:
+            self._drop_stream(stream)
+
+    def _wake_stream(self, stream: Stream) -> None:
+        waiters, stream.waiters = stream.waiters, []
+        for waiter in waiters:
+            waiter.ready(None, stream)
+
+    def stream_take(self, stream: Stream) -> bytes | None:
+        """The next item's id, with one local reference; None: not there yet, or at the end."""
+        if stream.consumed >= stream.produced:
+            return None
+        object_id = self.object_id(stream.seq, 2 + stream.consumed)
+        record = self.objects[object_id]
+        record.local += 1
+        record.held -= 1
+        stream.consumed += 1
+        task = self.owner.tasks.get(stream.seq) or self.calls.tasks.get(stream.seq)
+        if task is not None and isinstance(task.extra, dict) and task.extra.get("backpressure"):
+            ack = pack(StreamAck(stream.seq, task.attempt, stream.consumed))
+            target = task.lease.worker if task.lease is not None else None
+            if task.actor is not None:
+                target = task.actor.address
+            if target is not None:
+                self.effects.append(("send", target, ack))
+        return object_id
+
+    def release_stream(self, seq: int) -> None:
+        """The ObjectRefGenerator is gone: nobody will take the rest."""
+        stream = self.streams.get(seq)
+        if stream is None:
+            return
+        stream.abandoned = True
+        if stream.total is not None:
+            self._drop_stream(stream)
+            return
+        task = self.owner.tasks.get(seq) or self.calls.tasks.get(seq)
+        if task is not None:
+            self.cancel_task(task, force=False, recursive=True)
+
+    def _drop_stream(self, stream: Stream) -> None:
+        self.streams.pop(stream.seq, None)
+        for i in range(stream.consumed, stream.produced):
+            self.refs.unhold(self.object_id(stream.seq, 2 + i))
+
+    # -- the rest of the messages --------------------------------------------------------------------
+
+    def cancel_task(self, task: Task, *, force: bool, recursive: bool) -> None:
+        """Cancel an unfinished task or call of ours."""
+        if task.actor is None:
+            self.owner.cancel(task, force=force, recursive=recursive)
+        else:
+            self.calls.cancel(task, recursive=recursive)
+
+    def on_grant(self, msg: LeaseGrant, now: float) -> None:
+        self.owner.on_grant(msg, now)
+
+    def on_give_back(self, msg: GiveBack, now: float) -> None:
+        self.owner.on_give_back(msg, now)
+
+    def on_ready(self, msg: Ready, now: float) -> None:
+        self.owner.on_ready(msg.lease_no, now)
+
+    def on_infeasible(self, msg: LeaseInfeasible) -> None:
+        if msg.fatal:
+            self.owner.on_infeasible(msg.key, msg.text)
+
+    def on_actor_update(self, msg: ActorUpdate) -> None:
+        self.calls.on_update(msg)
+
+    def on_died(self, msg: Died, now: float) -> None:
+        """A process that we watch, or whose lease we hold, is gone."""
+        if msg.lease_no >= 0:
+            self.owner.on_worker_died(
+                msg.lease_no, (msg.running_seq, msg.running_attempt), msg.cause, now
+            )
+        self.dead.add(msg.worker_id)
+        for object_id in self.refs.on_death(msg.worker_id):
+            record = self.objects[object_id]
+            if record.status == PENDING:
+                self.complete(object_id, ERROR, ("owner_died", object_id, record.owner))
+
+    def check_invariants(self) -> None:
+        """All machines, and what must hold between them."""
+        self.refs.check_invariants()
+        self.owner.check_invariants()
+        self.calls.check_invariants()
+        for task in itertools.chain(self.owner.tasks.values(), self.calls.tasks.values()):
+            for object_id in task.nested:
+                assert object_id in self.objects, f"argument {object_id.hex()} of {task.name} is freed"
+
+
+class _Dependency:
+    """A task waits for one of its arguments."""
+
+    __slots__ = ("core", "task")
+
+    def __init__(self, core: Core, task: Task) -> None:
+        self.core = core
+        self.task = task
+
+    def ready(self, object_id: bytes, record: ObjectRecord) -> None:
+        task, core = self.task, self.core
+        task.unresolved -= 1
+        if task.actor is not None:
+            if task.seq in core.calls.tasks and task.unresolved == 0:
+                core._fill_top(task)
+                core.calls.on_resolved(task)
+        elif task.seq in core.owner.tasks and task.unresolved == 0:
+            core._resolved(task, 0.0)
+
+
+def new_actor_client(core: Core, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool) -> ActorClient:
+    """The client record of an actor, made once per process."""
+    client = core.calls.actors.get(actor_id)
+    if client is None:
+        client = core.calls.actors[actor_id] = ActorClient(
+            actor_id, class_name, max_pending=max_pending, eager=eager
+        )
+    return client
+
+
+__all__ = ["Core", "Function", "new_actor_client"]

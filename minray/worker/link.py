@@ -1,0 +1,333 @@
+"""A process's connections and its lock: what stands between the pure core and the sockets.
+
+Everything that touches the core happens under one lock (``locked``): a user's thread that submits, the
+reactor's thread that delivers messages. On the way out the effects are performed: sends never block.
+
+Two things may happen on a thread that is already inside: the garbage collector runs a user's ``__del__`` or
+one of our finalizers. Those only append to ``inbox``, which is emptied on the way out, in order; the
+first append asks the reactor for a turn, so that an idle process lets go too.
+
+The base of worker.service's classes; nothing else uses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from minray._base.config import Config
+from minray.exceptions import RaySystemError
+from minray.wire.errors import WireError
+from minray.wire.messages import (
+    BORROWS,
+    FETCH,
+    RELEASES,
+    RESULTS,
+    VALUES,
+    ActorUpdate,
+    Address,
+    Died,
+    Free,
+    GiveBack,
+    Hello,
+    LeaseGrant,
+    LeaseInfeasible,
+    Message,
+    PinForever,
+    Ready,
+    Reply,
+    Request,
+    Watch,
+    pack,
+    unpack,
+)
+from minray.wire.reactor import Connection, Reactor, Waiter
+from minray.worker.core import Core
+from minray.worker.tasks import STORED
+
+log = logging.getLogger("minray")
+
+LOST = "the session is over: its node process is gone or shutdown() was called"
+
+
+class Answer(Waiter):
+    """One thread waits for one Reply."""
+
+    __slots__ = ("ok", "value")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ok = False
+        self.value: Any = (RaySystemError.__name__, LOST)
+
+
+class Link:
+    """Connections, lock, effects and message dispatch of one core worker."""
+
+    def __init__(self, reactor: Reactor, config: Config, hello: Hello) -> None:
+        self.reactor = reactor
+        self.config = config
+        self.hello = hello
+        self.lock = threading.RLock()
+        self.owned = self.lock._is_owned  # type: ignore[attr-defined]
+        self.closed = False
+        self.core: Core = None  # type: ignore[assignment]  # made by ``start``
+        self.node: Connection = None  # type: ignore[assignment]
+        self.gcs_link: Connection = None  # type: ignore[assignment]
+        self.store: Any = None
+        self.inbox: deque[Any] = deque()
+        self._inbox_told = False
+        self._peers: dict[bytes, Connection] = {}
+        self._answers: dict[int, Answer] = {}
+        self._request_no = 0
+        self._handlers: dict[int, Callable[[Any, Any], None]] = {}
+        self._actor_refs: dict[bytes, bytes] = {}  # hidden object id → actor_id, for actors that we own
+        self._install()
+
+    def _install(self) -> None:
+        on = self.handle
+        core_calls: list[tuple[type[Message], Callable[[Any, Any], None]]] = [
+            (LeaseGrant, lambda _c, m: self.core.on_grant(m, monotonic())),
+            (GiveBack, lambda _c, m: self.core.on_give_back(m, monotonic())),
+            (Ready, lambda _c, m: self.core.on_ready(m, monotonic())),
+            (ActorUpdate, lambda _c, m: self.core.on_actor_update(m)),
+            (PinForever, lambda _c, m: self.core.refs.pin_forever(m.object_id)),
+            (LeaseInfeasible, self._on_infeasible),
+            (Died, self._on_died),
+            (Reply, self._on_reply),
+        ]
+        for cls, handler in core_calls:
+            on(cls, handler)
+
+    def handle(self, cls: type[Message], handler: Callable[[Any, Any], None]) -> None:
+        """Route one kind of control message to ``handler(connection, message)``, under the lock."""
+        self._handlers[cls.TAG] = handler
+
+    # -- in: the reactor's side ----------------------------------------------------------------------
+
+    def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
+        """Reactor: all frames of one read."""
+        with self.lock:
+            core = self.core
+            for raw in messages:
+                tag = raw[0]
+                if tag == RESULTS:
+                    core.on_results(conn.tag, raw[1], monotonic())
+                elif tag == RELEASES:
+                    core.refs.on_releases(conn.tag[1], raw[1])
+                elif tag == FETCH:
+                    core.on_fetch(conn.tag, raw[1])
+                elif tag == VALUES:
+                    core.on_values(raw[1])
+                elif tag == BORROWS:
+                    core.refs.on_borrows(raw[1])
+                else:
+                    self.on_other(conn, raw)
+            self.leave()
+
+    def on_other(self, conn: Connection, raw: tuple[Any, ...]) -> None:
+        """A message that is not one of the hot ones."""
+        handler = self._handlers.get(raw[0])
+        if handler is None:
+            raise RuntimeError(f"{self.hello.role} has no use for message {raw[0]}")
+        handler(conn, unpack(raw))
+
+    def on_close(self, conn: Connection, error: WireError | None) -> None:
+        """Reactor: a connection is gone."""
+        with self.lock:
+            if conn is self.node:
+                self.on_node_lost(error)
+            elif conn.tag is not None:
+                worker_id = conn.tag[1]
+                if self._peers.get(worker_id) is conn:
+                    del self._peers[worker_id]
+                if self.core is not None:
+                    self.core.owner.on_peer_lost(worker_id)
+                    self.core.calls.on_peer_lost(worker_id)
+            self.leave()
+
+    def on_node_lost(self, error: WireError | None) -> None:
+        """The node process is gone: nothing can go on."""
+        for answer in self._answers.values():
+            self.reactor.notify(answer)
+        self._answers.clear()
+
+    def accept(self, conn: Connection) -> Link:
+        """Reactor: another process has connected to us."""
+        hello = conn.hello
+        assert hello is not None
+        conn.tag = (hello.node_id, hello.worker_id, hello.endpoint)
+        with self.lock:
+            self._peers.setdefault(hello.worker_id, conn)
+        return self
+
+    # -- out -----------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """On the way out of the lock: let go of what was dropped meanwhile, perform the effects."""
+        core = self.core
+        if core is None:
+            return
+        inbox, effects = self.inbox, core.effects
+        while inbox or effects:
+            if inbox:
+                self._inbox_told = False
+                self.drain()
+            if effects:
+                self._perform(effects)
+
+    def drain(self) -> None:
+        """Act on what finalizers and nested calls left: ids to drop, or calls to make."""
+        inbox, drop = self.inbox, self.core.refs.drop
+        while inbox:
+            item = inbox.popleft()
+            if type(item) is bytes:
+                drop(item)
+            else:
+                item()
+
+    def post(self, item: Any) -> None:
+        """From any thread and any finalizer: an id to drop, or a call to make under the lock."""
+        self.inbox.append(item)
+        if not self._inbox_told and not self.closed:
+            self._inbox_told = True
+            self.reactor.call_soon(self._turn)
+
+    release = post  # the runtime contract's name for "one ObjectRef is gone"
+
+    def _turn(self) -> None:
+        with self.lock:
+            self._inbox_told = False
+            self.leave()
+
+    def _perform(self, effects: list[tuple[Any, ...]]) -> None:
+        batch = effects[:]
+        effects.clear()
+        releases: dict[bytes, tuple[Address, list[tuple[bytes, int]]]] | None = None
+        freed: list[tuple[bytes, int, int, int]] | None = None
+        for effect in batch:
+            kind = effect[0]
+            if kind == "send":
+                self.peer(effect[1]).send(effect[2])
+            elif kind == "node":
+                self.node.send(pack(effect[1]))
+            elif kind == "release":
+                if releases is None:
+                    releases = {}
+                owner = effect[1]
+                releases.setdefault(owner[1], (owner, []))[1].append((effect[2], effect[3]))
+            elif kind == "freed":
+                one = self._freed(effect[1], effect[2])
+                if one is not None:
+                    freed = freed or []
+                    freed.append(one)
+            elif kind == "timer":
+                self.reactor.call_later(effect[1], partial(self._on_timer, effect[2], effect[3]))
+            elif kind == "borrow":
+                self.peer(effect[1]).send((BORROWS, [(effect[2], effect[3])]))
+            elif kind == "watch":
+                self.node.send(pack(Watch(effect[1])))
+            elif kind == "gcs":
+                self.tell_gcs(effect[1], *effect[2])
+        if releases is not None:
+            for owner, items in releases.values():
+                if owner[1] not in self.core.dead:
+                    self.peer(owner).send((RELEASES, items))
+        if freed is not None:
+            self.node.send(pack(Free(freed)))
+
+    def _freed(self, object_id: bytes, record: Any) -> tuple[bytes, int, int, int] | None:
+        """An object's record is gone: give its memory back. Returns what the node must be told."""
+        actor_id = self._actor_refs.pop(object_id, None)
+        if actor_id is not None:
+            self.tell_gcs("actor_out_of_scope", actor_id)
+        elif record.status == STORED and record.owner is None:
+            location = record.value[0]
+            if record.shared or not self.store.free_own(location):
+                return (object_id, location[1], location[2], location[3])
+        return None
+
+    def peer(self, address: Address) -> Connection:
+        """The connection to that process; made if there is none."""
+        conn = self._peers.get(address[1])
+        if conn is None or conn.closed:
+            conn = self.reactor.dial(address[2], self.hello, self)
+            conn.tag = address
+            self._peers[address[1]] = conn
+        return conn
+
+    def _on_timer(self, what: str, number: int) -> None:
+        with self.lock:
+            if what == "idle":
+                self.core.owner.on_idle_timer(number, monotonic())
+            else:
+                self.core.owner.on_steal_timer(number)
+            self.leave()
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def request(self, conn: Connection, method: str, args: tuple[Any, ...], timeout: float | None) -> Any:
+        """Call and wait. Raises what the answer names, or RaySystemError when nobody answers in time."""
+        self.must_not_wait(method)
+        answer = Answer()
+        with self.lock:
+            if self.closed or conn.closed:
+                raise RaySystemError(LOST)
+            self._request_no += 1
+            number = self._request_no
+            self._answers[number] = answer
+            self.leave()
+            conn.send(pack(Request(number, method, args)))
+        try:
+            if not self.reactor.wait(answer, timeout):
+                raise RaySystemError(f"no answer to {method} within {timeout} s")
+        finally:
+            with self.lock:
+                self._answers.pop(number, None)
+        if answer.ok:
+            return answer.value
+        raise self.named_error(*answer.value)
+
+    def named_error(self, kind: str, text: str) -> Exception:
+        """The exception that a Reply names."""
+        import builtins
+
+        from minray import exceptions
+
+        cls = getattr(exceptions, kind, None) or getattr(builtins, kind, None)
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            return cls(text)
+        return RaySystemError(f"{kind}: {text}")
+
+    def tell_gcs(self, method: str, *args: Any) -> None:
+        """One way: nobody waits for the answer."""
+        self.gcs_link.send(pack(Request(0, method, args)))
+
+    def must_not_wait(self, what: str) -> None:
+        """A finalizer that the collector runs inside the runtime may not wait there."""
+        if self.owned():
+            raise RuntimeError(
+                f"{what} was called inside the runtime (by a __del__ that the garbage collector ran there): "
+                "it would wait for itself. Call it from ordinary code"
+            )
+
+    def _on_reply(self, _conn: Connection, msg: Reply) -> None:
+        answer = self._answers.pop(msg.request_id, None)
+        if answer is not None:
+            answer.ok, answer.value = msg.ok, msg.value
+            self.reactor.notify(answer)
+        elif not msg.ok:
+            log.warning("minray: an order to the GCS failed: %s", msg.value)
+
+    def _on_infeasible(self, _conn: Connection, msg: LeaseInfeasible) -> None:
+        if not msg.fatal:
+            log.warning("minray: %s", msg.text)
+        self.core.on_infeasible(msg)
+
+    def _on_died(self, _conn: Connection, msg: Died) -> None:
+        self.core.on_died(msg, monotonic())

@@ -1,0 +1,396 @@
+"""Values at the edge of the core: encode, decode, put, get, wait.
+
+A value is encoded outside the lock (pickling runs user code) and decoded outside of it (so does
+unpickling). Small ones travel and live as payloads; large ones are written to shared memory, and come back
+as read-only views that hold their object until the last of them is gone.
+
+Used by worker.submission and worker.executor (arguments, results) and by the public face (put, get, wait).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from minray.exceptions import GetTimeoutError, ObjectRefStreamEndOfStreamError, RaySystemError
+from minray.object_ref import ObjectRef, make_ref
+from minray.wire.messages import Address, PinForever, Unpin, pack
+from minray.wire.reactor import Waiter
+from minray.worker import errors
+from minray.worker.link import LOST, Link
+from minray.worker.references import ObjectRecord
+from minray.worker.serialization import Serialized, deserialize, serialize
+from minray.worker.tasks import ERROR, INLINE, STORED
+
+PENDING = 0
+SAY_AFTER_S = 60.0  # a get that has waited this long says on what
+
+Encoded = tuple[int, Any]  # status, value
+
+
+class GetWaiter(Waiter):
+    """Waits for all of some objects, or the first error among them."""
+
+    __slots__ = ("reactor", "remaining")
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.remaining = 0
+
+    def ready(self, _id: bytes | None, record: Any) -> None:
+        self.remaining -= 1
+        if self.remaining <= 0 or record.status == ERROR:
+            self.reactor.notify(self)
+
+
+class CountWaiter(Waiter):
+    """Waits for a number of objects, whatever they become."""
+
+    __slots__ = ("reactor", "remaining")
+
+    def __init__(self, reactor: Any, remaining: int) -> None:
+        super().__init__()
+        self.reactor = reactor
+        self.remaining = remaining
+
+    def ready(self, _id: bytes | None, _record: Any) -> None:
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.reactor.notify(self)
+
+
+class _Callback:
+    """on_ready: a function to call, once."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def ready(self, _id: bytes | None, _record: Any) -> None:
+        self.function()
+
+
+class ObjectOps(Link):
+    """put, get, wait and the encoding of values."""
+
+    # -- encoding ------------------------------------------------------------------------------------
+
+    def encode(self, value: Any) -> tuple[int, Any, list[ObjectRef[Any]]]:
+        """(status, value without its references, nested ObjectRefs). Not under the lock."""
+        s = serialize(value)
+        if s.total <= self.config.inline_limit:
+            if not s.buffers and not s.refs:
+                return INLINE, s.data, s.refs
+            return INLINE, (s.data, [bytes(b) for b in s.buffers]), s.refs
+        return STORED, self.write(s), s.refs
+
+    def write(self, s: Serialized) -> tuple[Any, int]:
+        """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError."""
+        self.must_not_wait("storing a large value")
+        return self.store.write(s), s.total
+
+    def with_refs(self, value: Any, refs: list[tuple[bytes, Address, bool]]) -> Any:
+        """The value as it travels: with its nested references."""
+        return value if type(value) is bytes else (value[0], value[1], refs)
+
+    # -- decoding ------------------------------------------------------------------------------------
+
+    def decode(self, object_id: bytes, status: int, value: Any, owner: Address | None) -> Any:
+        """The Python value. Not under the lock; the caller keeps the object in use meanwhile."""
+        if status == INLINE:
+            if type(value) is bytes:
+                return deserialize(value, (), ())
+            return deserialize(value[0], value[1], self.take_refs(value[2]))
+        if status == STORED:
+            location, _, refs = value
+            data, buffers = self.open_stored(object_id, location, owner)
+            return deserialize(data, buffers, self.take_refs(refs))
+        raise errors.to_exception(value)
+
+    def take_refs(self, refs: list[tuple[bytes, Address, bool]]) -> list[ObjectRef[Any]]:
+        """ObjectRefs for the references inside a value that is here."""
+        if not refs:
+            return []
+        borrow, me = self.core.refs.borrow, self.core.me[1]
+        with self.lock:
+            for object_id, owner, _ in refs:
+                borrow(object_id, owner)
+            made = [make_ref(i, None if o[1] == me else o, self) for i, o, _ in refs]
+            self.leave()
+        return made
+
+    def open_stored(self, object_id: bytes, location: Any, owner: Address | None) -> tuple[Any, list[Any]]:
+        """Views of a stored object; it is held (and pinned at its node) until the last is gone."""
+        with self.lock:
+            self.core.refs.hold(object_id, owner)
+        gone = partial(self.post, partial(self._view_gone, object_id, self.store.is_own(location)))
+        try:
+            return self.store.read(object_id, location, gone)  # type: ignore[no-any-return]
+        except BaseException:
+            self.post(partial(self.core.refs.unhold, object_id))
+            raise
+
+    def _view_gone(self, object_id: bytes, own: bool) -> None:
+        if not own and not self.closed:
+            self.node.send(pack(Unpin([object_id])))
+        self.core.refs.unhold(object_id)
+
+    # -- put -----------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> ObjectRef[Any]:
+        """See the contract."""
+        status, stored, nested = self.encode(value)
+        core = self.core
+        seq = core.next_seq()
+        object_id = core.object_id(seq, 0)
+        ref = make_ref(object_id, None, self)
+        if self.owned():
+            self.inbox.append(partial(self._put, object_id, status, stored, nested))
+            return ref
+        with self.lock:
+            self._put(object_id, status, stored, nested)
+            if self.inbox or core.effects:
+                self.leave()
+        return ref
+
+    def _put(self, object_id: bytes, status: int, stored: Any, nested: list[ObjectRef[Any]]) -> None:
+        if self.closed:
+            raise RaySystemError(LOST)
+        refs = self.core.refs
+        record = refs.own(object_id)
+        record.status = status
+        if nested:
+            ids = tuple(r._id for r in nested)
+            me = self.core.me
+            record.value = (stored[0], stored[1], [(r._id, r._owner or me, False) for r in nested])
+            refs.set_contains(record, ids)
+        else:
+            record.value = self.with_refs(stored, [])
+
+    # -- get -----------------------------------------------------------------------------------------
+
+    def get(self, refs: list[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+        """See the contract."""
+        if self.owned():
+            self.must_not_wait("get")
+        records = self._await(refs, timeout)
+        out = []
+        for ref, record in zip(refs, records, strict=True):
+            value = record.value
+            if record.status == INLINE and type(value) is bytes:
+                out.append(deserialize(value, (), ()))
+            else:
+                out.append(self.decode(ref._id, record.status, value, ref._owner))
+        return out
+
+    def _await(self, refs: list[ObjectRef[Any]], timeout: float | None) -> list[ObjectRecord]:
+        """Their records, none of them pending; raises the first error without waiting for the others."""
+        waiter: GetWaiter | None = None
+        with self.lock:
+            objects = self.core.objects
+            if self.inbox:
+                self.drain()
+            records = []
+            for ref in refs:
+                record = objects.get(ref._id)
+                if record is None:
+                    record = self._unknown(ref)
+                records.append(record)
+                if record.status == PENDING:
+                    if waiter is None:
+                        waiter = GetWaiter(self.reactor)
+                    waiter.remaining += 1
+                    self.core.when_ready(ref._id, record, waiter)
+                elif record.status == ERROR and waiter is None:
+                    raise errors.to_exception(record.value)
+            if waiter is not None:
+                self.core.calls.flush()
+            self.leave()
+        if waiter is None:
+            return records
+        if any(r.status == ERROR for r in records):
+            waiter.done = True  # an error that is there already, behind one that is not
+        else:
+            self._sleep(waiter, timeout, lambda: records)
+        for record in records:
+            if record.status == ERROR:
+                raise errors.to_exception(record.value)
+        if any(r.status == PENDING for r in records):
+            if self.closed:
+                raise RaySystemError(LOST)
+            raise GetTimeoutError(f"get timed out after {timeout} s: {self._on_what(records)}")
+        return records
+
+    def _unknown(self, ref: ObjectRef[Any]) -> ObjectRecord:
+        if self.closed:
+            raise RaySystemError(LOST)
+        raise ValueError(
+            f"{ref!r} is not known in this session: it was made by an earlier session, or by ObjectRef(bytes). "
+            "Get refs from .remote() or put()"
+        )
+
+    def _sleep(self, waiter: Waiter, timeout: float | None, records: Callable[[], list[ObjectRecord]]) -> None:
+        """Wait; say on what if it takes long."""
+        deadline = None if timeout is None else monotonic() + timeout
+        wait = self.reactor.wait
+        while not self.closed:
+            left = SAY_AFTER_S if deadline is None else min(SAY_AFTER_S, max(0.0, deadline - monotonic()))
+            if self.wait_in_user_code(wait, waiter, left):
+                return
+            if deadline is not None and monotonic() >= deadline:
+                return
+            print(f"minray: still waiting after {SAY_AFTER_S:.0f} s: {self._on_what(records())}", file=sys.stderr)
+
+    def wait_in_user_code(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
+        """A worker's executor overrides this: others may have its CPU meanwhile."""
+        return wait(waiter, timeout)
+
+    def _on_what(self, records: list[ObjectRecord]) -> str:
+        """One line about the unfinished among them."""
+        with self.lock:
+            pending = [r for r in records if r.status == PENDING]
+            names: dict[str, int] = {}
+            for record in pending:
+                what = self._describe(record)
+                names[what] = names.get(what, 0) + 1
+        parts = [f"{n} × {what}" if n > 1 else what for what, n in names.items()]
+        return f"{len(pending)} of {len(records)} not ready: " + "; ".join(parts[:5])
+
+    def _describe(self, record: ObjectRecord) -> str:
+        task = record.task
+        if record.owner is not None:
+            return f"an object owned by worker {record.owner[1].hex()[:8]}"
+        if task is None or isinstance(task, str):
+            return "an object that nobody makes"
+        if task.unresolved:
+            return f"task {task.name} (waits for {task.unresolved} arguments)"
+        if task.actor is not None:
+            where = "was sent" if task.seq in task.actor.inflight else f"actor is {task.actor.state}"
+            return f"call {task.actor.class_name}.{task.name} ({where})"
+        if task.lease is None:
+            return f"task {task.name} (queued: no worker is free for {task.function.key.description})"
+        return f"task {task.name} (sent to worker {task.lease.worker[1].hex()[:8]})"
+
+    # -- wait ----------------------------------------------------------------------------------------
+
+    def wait(
+        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """See the contract. (On one machine every value is local.)"""
+        if self.owned():
+            self.must_not_wait("wait")
+        ready, rest = self._split(refs, num_returns)
+        if len(ready) == num_returns or timeout == 0:
+            return ready, rest
+        with self.lock:
+            objects = self.core.objects
+            waiter = CountWaiter(self.reactor, 0)
+            pending = []
+            have = 0
+            for ref in refs:
+                record = objects.get(ref._id)
+                if record is None:
+                    record = self._unknown(ref)
+                if record.status == PENDING:
+                    pending.append(record)
+                    self.core.when_ready(ref._id, record, waiter)
+                else:
+                    have += 1
+            waiter.remaining += num_returns - have
+            self.core.calls.flush()
+            self.leave()
+        try:
+            if waiter.remaining > 0:
+                self._sleep(waiter, timeout, lambda: pending)
+        finally:
+            with self.lock:
+                for record in pending:
+                    if record.waiters is not None:
+                        record.waiters = [w for w in record.waiters if w is not waiter] or None
+        if self.closed:
+            raise RaySystemError(LOST)
+        return self._split(refs, num_returns)
+
+    def _split(
+        self, refs: list[ObjectRef[Any]], num_returns: int
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """The first ``num_returns`` that are ready, and the rest, in order."""
+        ready = []
+        with self.lock:
+            if self.inbox:
+                self.drain()
+            objects = self.core.objects
+            for i, ref in enumerate(refs):
+                record = objects.get(ref._id)
+                if record is None:
+                    record = self._unknown(ref)
+                if record.status != PENDING:
+                    ready.append(i)
+                    if len(ready) == num_returns:
+                        break
+            self.leave()
+        if len(ready) == 1:
+            i = ready[0]
+            return [refs[i]], refs[:i] + refs[i + 1 :]
+        chosen = set(ready)
+        return [refs[i] for i in ready], [r for i, r in enumerate(refs) if i not in chosen]
+
+    def on_ready(self, ref: ObjectRef[Any], callback: Callable[[], None]) -> None:
+        """See the contract."""
+        with self.lock:
+            record = self.core.objects.get(ref._id)
+            if record is None:
+                record = self._unknown(ref)
+            pending = record.status == PENDING and not self.closed
+            if pending:
+                self.core.when_ready(ref._id, record, _Callback(callback))
+                self.core.calls.flush()
+            self.leave()
+        if pending:
+            self.reactor.call_soon(_nothing)  # whoever sleeps must read for us
+        else:
+            callback()
+
+    # -- references that leave or come back by plain pickle --------------------------------------------
+
+    def pin_forever(self, ref: ObjectRef[Any]) -> Address | None:
+        """See the contract."""
+        if self.owned():
+            self.inbox.append(partial(self._pin, ref))
+        else:
+            with self.lock:
+                self._pin(ref)
+                self.leave()
+        return ref._owner or self.core.me
+
+    def _pin(self, ref: ObjectRef[Any]) -> None:
+        if ref._owner is None:
+            self.core.refs.pin_forever(ref._id)
+        else:
+            self.peer(ref._owner).send(pack(PinForever(ref._id)))
+
+    def adopt_ref(self, object_id: bytes, owner: Address | None) -> ObjectRef[Any]:
+        """See the contract. The object is pinned, so no grant is needed."""
+        mine = owner is None or owner[1] == self.core.me[1]
+        with self.lock:
+            if owner is None:
+                if object_id not in self.core.objects:
+                    return ObjectRef(object_id)
+                owner = self.core.me
+            record = self.core.refs.borrow(object_id, owner)
+            if mine and record.status == ERROR and record.value is None:
+                record.value = ("freed", object_id)
+            self.leave()
+        return make_ref(object_id, None if mine else owner, self)
+
+
+def _nothing() -> None:
+    """For call_soon: wakes the poller, no more."""
+
+
+__all__ = ["Encoded", "ObjectOps", "ObjectRefStreamEndOfStreamError"]

@@ -1,0 +1,373 @@
+"""Ordinary tasks at their owner: queues, leases, dispatch, results, retries, cancel. Pure.
+
+An owner asks its node for leases per scheduling key (an absolute number: LeaseDemand), sends batches
+straight to the leased workers, and takes results from them. The scheduler is not on this path.
+
+Invariants: a task is in exactly one place (waiting for arguments, in its key's queue, or in flight in
+one lease); an answer counts only for the attempt that is current; only tasks that a worker names as
+given back move; a task is charged a retry only if its attempt may have started.
+
+Called by worker.core. Effects: ``("send", address, tuple)``, ``("node", Message)``,
+``("timer", seconds, what, key number)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minray.wire.messages import (
+    TASKS,
+    Address,
+    Cancel,
+    GiveBack,
+    KillWorker,
+    LeaseDemand,
+    LeaseGrant,
+    LeaseReturn,
+    Steal,
+    pack,
+)
+from minray.worker.tasks import Function, Lease, SchedulingKey, Task
+
+STEAL_AFTER_S = 0.003
+UNFLOODED = 1024  # demands beyond this are not refined: no node has more workers to give
+
+
+class TaskManager:
+    """The ordinary tasks of one process. ``finish(task, error)`` is core's: it stores the outcome."""
+
+    def __init__(
+        self,
+        effects: list[tuple[Any, ...]],
+        finish: Callable[[Task, Any], None],
+        *,
+        max_pipeline: int,
+        lease_idle_s: float,
+    ) -> None:
+        self.effects = effects
+        self.keys: dict[int, SchedulingKey] = {}
+        self.leases: dict[int, Lease] = {}
+        self.tasks: dict[int, Task] = {}  # by seq: all unfinished ordinary tasks
+        self._finish = finish
+        self._max_pipeline = max_pipeline
+        self._lease_idle_s = lease_idle_s
+        self._sent_functions: dict[bytes, set[int]] = {}  # worker_id → what it has
+
+    # -- submission --------------------------------------------------------------------------------
+
+    def add(self, task: Task) -> None:
+        """A task whose arguments may still be missing (``unresolved`` > 0)."""
+        self.tasks[task.seq] = task
+
+    def enqueue(self, task: Task, now: float) -> None:
+        """All its arguments are there: it may run."""
+        key: SchedulingKey = task.function.key
+        key.queue.append(task)
+        key.unfinished += 1
+        waiting = len(key.queue)
+        if waiting == 1 or waiting % 32 == 0:
+            # A queue that was not empty had no idle worker; the next result, or the 32nd, pumps it.
+            self.pump(key, now)
+        elif key.told < key.unfinished and key.told < UNFLOODED:
+            self._demand(key)
+
+    # -- dispatch ----------------------------------------------------------------------------------
+
+    def pump(self, key: SchedulingKey, now: float) -> None:
+        """Send what can be sent, and keep the node's idea of our demand true."""
+        queue = key.queue
+        if queue and key.leases:
+            limit = key.pipeline(self._max_pipeline)
+            usable = [x for x in key.leases.values() if not x.closed and len(x.inflight) * 2 <= limit]
+            usable.sort(key=_load)
+            left = len(usable)
+            for lease in usable:
+                room = min(limit - len(lease.inflight), -(-len(queue) // left), len(queue))
+                left -= 1
+                if room > 0:
+                    self._dispatch(lease, [queue.popleft() for _ in range(room)])
+                if not queue:
+                    break
+        self._demand(key)
+        if not queue and len(key.leases) > 1 and key.unfinished and not key.steal_timer:
+            self._consider_stealing(key)
+
+    def _dispatch(self, lease: Lease, batch: list[Task]) -> None:
+        sent = self._sent_functions.get(lease.worker[1])
+        if sent is None:
+            sent = self._sent_functions[lease.worker[1]] = set()
+        functions: dict[int, Any] | None = None
+        inflight = lease.inflight
+        specs = []
+        for task in batch:
+            function: Function = task.function
+            if function.function_id not in sent:
+                sent.add(function.function_id)
+                if functions is None:
+                    functions = {}
+                functions[function.function_id] = (function.blob, function.meta)
+            task.lease = lease
+            inflight[task.seq] = task
+            specs.append((task.seq, task.attempt, function.function_id, task.payload, task.extra))
+        self.effects.append(("send", lease.worker, (TASKS, lease.lease_no, specs, functions)))
+
+    def _demand(self, key: SchedulingKey) -> None:
+        wanted = key.unfinished if key.queue else 0
+        told = key.told
+        if wanted > told and told < UNFLOODED and wanted > len(key.leases):
+            # doubled, so that a loop of a thousand submissions tells the node ten times, not a thousand
+            key.told = max(wanted, min(2 * told, UNFLOODED)) if told else wanted
+        elif wanted == 0 and told:
+            key.told = 0
+        else:
+            return
+        self.effects.append(
+            (
+                "node",
+                LeaseDemand(
+                    key.number, key.told, key.resources, key.depth, key.strategy, key.env_vars, key.description
+                ),
+            )
+        )
+
+    def _consider_stealing(self, key: SchedulingKey) -> None:
+        idle = busy = False
+        for lease in key.leases.values():
+            if not lease.inflight and not lease.closed:
+                idle = True
+            elif len(lease.inflight) > 1:
+                busy = True
+        if idle and busy:
+            key.steal_timer = True
+            self.effects.append(("timer", STEAL_AFTER_S, "steal", key.number))
+
+    def on_steal_timer(self, number: int) -> None:
+        """Some time ago a worker stood idle beside a busy one. Is it still so?"""
+        key = self.keys[number]
+        key.steal_timer = False
+        if key.queue:
+            return
+        idle = sum(1 for x in key.leases.values() if not x.inflight and not x.closed)
+        if not idle:
+            return
+        for lease in key.leases.values():
+            waiting = len(lease.inflight) - 1
+            if waiting > 0 and not lease.stealing and not lease.broken:
+                lease.stealing = True
+                count = max(1, waiting * idle // (idle + 1))
+                self.effects.append(("send", lease.worker, pack(Steal(lease.lease_no, count))))
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def on_grant(self, grant: LeaseGrant, now: float) -> None:
+        """A worker is ours."""
+        key = self.keys[grant.key]
+        lease = Lease(grant.lease_no, grant.worker, key, now)
+        self.leases[grant.lease_no] = lease
+        key.leases[grant.lease_no] = lease
+        self.pump(key, now)
+        self._arm_idle(key)
+
+    def _arm_idle(self, key: SchedulingKey) -> None:
+        if not key.idle_timer and key.leases:
+            key.idle_timer = True
+            self.effects.append(("timer", self._lease_idle_s, "idle", key.number))
+
+    def on_idle_timer(self, number: int, now: float) -> None:
+        """Return the leases that have been idle for a while."""
+        key = self.keys[number]
+        key.idle_timer = False
+        for lease in list(key.leases.values()):
+            if lease.inflight or lease.closed or lease.broken:
+                continue
+            if now - lease.idle_since >= self._lease_idle_s * 0.9:
+                self._drop_lease(lease)
+                self.effects.append(("node", LeaseReturn(lease.lease_no, False)))
+        if any(not x.inflight for x in key.leases.values()):
+            self._arm_idle(key)
+
+    def _drop_lease(self, lease: Lease) -> None:
+        self.leases.pop(lease.lease_no, None)
+        lease.key.leases.pop(lease.lease_no, None)
+
+    def on_give_back(self, msg: GiveBack, now: float) -> None:
+        """A worker names tasks that have not run there and will not."""
+        lease = self.leases.get(msg.lease_no)
+        if lease is None:
+            return
+        lease.stealing = False
+        key = lease.key
+        back = []
+        for seq, attempt in msg.seqs:
+            task = lease.inflight.get(seq)
+            if task is not None and task.attempt == attempt:
+                del lease.inflight[seq]
+                back.append(task)
+        if msg.blocked:
+            lease.closed = True
+        if msg.ended:
+            self._drop_lease(lease)
+            key.told = min(key.told, len(key.leases))  # ask anew
+            self._requeue_charged(lease, key)
+        self._requeue(key, back)
+        self.pump(key, now)
+
+    def _requeue_charged(self, lease: Lease, key: SchedulingKey) -> None:
+        """A lease that ended leaves nothing in flight: its worker answers or returns each task."""
+        for task in list(lease.inflight.values()):
+            del lease.inflight[task.seq]
+            self._requeue(key, [task])
+
+    def on_ready(self, lease_no: int, now: float) -> None:
+        """A blocked worker goes on."""
+        lease = self.leases.get(lease_no)
+        if lease is not None:
+            lease.closed = False
+            self.pump(lease.key, now)
+
+    def _requeue(self, key: SchedulingKey, tasks: list[Task]) -> None:
+        for task in reversed(tasks):
+            task.lease = None
+            task.attempt += 1
+            if task.cancelled:
+                self.forget(task)
+                self._finish(task, ("cancelled", task.name))
+            else:
+                key.queue.appendleft(task)
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def take(self, seq: int, attempt: int, exec_ns: int, now: float) -> Task | None:
+        """The final answer for that attempt is here: the task, no longer in flight. None: not current."""
+        task = self.tasks.get(seq)
+        if task is None or task.attempt != attempt or task.lease is None:
+            return None
+        lease = task.lease
+        del lease.inflight[seq]
+        del self.tasks[seq]
+        key = lease.key
+        key.unfinished -= 1
+        task.lease = None
+        if exec_ns >= 0:
+            avg = key.avg_ns
+            # quick to believe that tasks are long (depth costs others their turn), slow to believe short
+            key.avg_ns = exec_ns if avg < 0 else avg + (exec_ns - avg) * (0.5 if exec_ns > avg else 0.1)
+        if not lease.inflight:
+            lease.idle_since = now
+            if not key.idle_timer:
+                self._arm_idle(key)
+        return task
+
+    def retry(self, task: Task, now: float) -> None:
+        """Run a task that ``take`` returned once more (an exception of retry_exceptions)."""
+        task.attempt += 1
+        self.tasks[task.seq] = task
+        self.enqueue(task, now)
+
+    def forget(self, task: Task) -> None:
+        """It will not be answered from a lease any more."""
+        self.tasks.pop(task.seq, None)
+        key = task.function.key
+        if task.unresolved == 0 or task.lease is not None:
+            key.unfinished -= 1
+        if task.lease is not None:
+            task.lease.inflight.pop(task.seq, None)
+            task.lease = None
+
+    # -- death and cancel --------------------------------------------------------------------------
+
+    def on_worker_died(self, lease_no: int, running: tuple[int, int], cause: dict[str, Any], now: float) -> None:
+        """The worker of that lease is gone. ``running``: the last (seq, attempt) that it started."""
+        lease = self.leases.get(lease_no)
+        if lease is None:
+            return
+        self._drop_lease(lease)
+        self._sent_functions.pop(lease.worker[1], None)
+        key = lease.key
+        key.told = min(key.told, len(key.leases))
+        batch = list(lease.inflight.values())
+        started = next((i for i, t in enumerate(batch) if (t.seq, t.attempt) == running), -1)
+        free = []
+        for i, task in enumerate(batch):
+            if i > started:
+                del lease.inflight[task.seq]
+                free.append(task)
+            elif task.cancelled:
+                self.forget(task)
+                self._finish(task, ("cancelled", task.name))
+            elif task.retries == 0:
+                self.forget(task)
+                self._finish(task, ("crashed", task.name, cause))
+            else:
+                task.retries -= task.retries > 0
+                del lease.inflight[task.seq]
+                free.append(task)
+        self._requeue(key, free)
+        self.pump(key, now)
+
+    def on_infeasible(self, number: int, text: str) -> None:
+        """No node can ever hold this key's tasks: fail them."""
+        key = self.keys[number]
+        key.told = 0
+        while key.queue:
+            task = key.queue.popleft()
+            self.forget(task)
+            self._finish(task, ("unschedulable", task.name, text))
+
+    def cancel(self, task: Task, *, force: bool, recursive: bool) -> None:
+        """Stop it: queued ones at once, running ones by their worker, by force by their node."""
+        if task.cancelled and not force:
+            return
+        task.cancelled = True
+        lease = task.lease
+        if lease is None:
+            if task.unresolved == 0:
+                task.function.key.queue.remove(task)
+            self.forget(task)
+            self._finish(task, ("cancelled", task.name))
+        elif force:
+            self.effects.append(("node", KillWorker(lease.lease_no)))
+        else:
+            self.effects.append(("send", lease.worker, pack(Cancel(task.seq, task.attempt, recursive))))
+
+    def on_peer_lost(self, worker_id: bytes) -> None:
+        """The connection to a worker is gone; whether it is dead, the node will say."""
+        self._sent_functions.pop(worker_id, None)
+        for lease in self.leases.values():
+            if lease.worker[1] == worker_id:
+                lease.broken = lease.closed = True
+
+    # -- invariants --------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if a task is in two places or in none."""
+        seen: dict[int, str] = {}
+        for key in self.keys.values():
+            count = 0
+            for task in key.queue:
+                assert task.seq not in seen, f"task {task.seq} is in two places"
+                assert task.lease is None and task.unresolved == 0
+                seen[task.seq] = "queue"
+                count += 1
+            for lease in key.leases.values():
+                assert self.leases.get(lease.lease_no) is lease
+                for seq, task in lease.inflight.items():
+                    assert seq not in seen, f"task {seq} is in two places"
+                    assert task.lease is lease and task.seq == seq
+                    seen[seq] = "lease"
+                    count += 1
+            assert count == key.unfinished, f"{key.description}: {count} tasks, {key.unfinished} counted"
+        for seq, task in self.tasks.items():
+            assert seq in seen or task.unresolved > 0, f"task {seq} ({task.name}) is nowhere"
+        for seq in seen:
+            assert seq in self.tasks, f"task {seq} is finished but still {seen[seq]}"
+
+
+def _load(lease: Lease) -> int:
+    return len(lease.inflight)
+
+
+def address_of(lease: Lease) -> Address:
+    """Where that lease's worker listens."""
+    return lease.worker

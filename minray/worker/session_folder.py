@@ -1,0 +1,220 @@
+"""Session folders: one per session, in one folder per user, swept when their processes are dead.
+
+    <temp root>/                     minray-<uid> in the system's temporary folder, 0700, ours; or temp_dir
+      s_<prefix>/                    0700; prefix: ten random characters, also the name of the session's segments
+        session.info                 who lives here (see ``SessionInfo``)
+        token                        the cluster's shared secret in hexadecimal, 0600
+        sock                         where the head listens, if it listens on a unix socket
+        logs/ …                      what node, zygote and workers put there
+
+Called by ``launch`` (make, record, sweep) and by whoever looks for running sessions (``find_sessions``). A folder
+appears under its name only with its record inside, so that a sweep by another start never meets a young one.
+
+Invariants: nothing outside the temp root is touched, HOME least of all; a folder is removed only if every
+recorded process is dead, judged by pid and start time on the machine (and in the container) that wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from dataclasses import dataclass
+
+from minray._base.config import Config
+from minray._base.process import is_alive
+from minray.exceptions import RaySystemError
+from minray.store import segments
+
+INFO, TOKEN, SOCKET, LOGS = "session.info", "token", "sock", "logs"
+_NEW = ".new-"
+_MAGIC = "minray-session 1"
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_YOUNG_S = 60.0  # an unfinished folder may belong to a start in progress for that long
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """The record of one session. A life is ``(pid, start_time)``; None: there is no such process."""
+
+    folder: str
+    endpoint: str
+    place: str  # machine, boot and pid namespace in which the pids mean something
+    created: float  # seconds since the epoch
+    driver: tuple[int, float] | None = None  # whose end ends the session; None: it stays until it is told
+    daemon: tuple[int, float] | None = None
+    zygote: tuple[int, float] | None = None
+
+    @property
+    def prefix(self) -> str:
+        return os.path.basename(self.folder).removeprefix("s_")
+
+    def lives(self) -> tuple[tuple[int, float], ...]:
+        """The recorded processes."""
+        return tuple(life for life in (self.driver, self.daemon, self.zygote) if life is not None)
+
+    def token(self) -> bytes:
+        """The session's secret."""
+        with open(os.path.join(self.folder, TOKEN), encoding="ascii") as file:
+            return bytes.fromhex(file.read())
+
+    def write(self, folder: str | None = None) -> None:
+        """Put the record into its folder (or ``folder``, before that has its name), whole or not at all."""
+        lines = [_MAGIC, f"endpoint {self.endpoint}", f"place {self.place}", f"created {self.created!r}"]
+        for role in ("driver", "daemon", "zygote"):
+            life = getattr(self, role)
+            if life is not None:
+                lines.append(f"{role} {life[0]} {life[1]!r}")
+        path = os.path.join(folder or self.folder, INFO)
+        write_private(path + ".new", "\n".join(lines) + "\n")
+        os.replace(path + ".new", path)
+
+    @classmethod
+    def read(cls, folder: str) -> SessionInfo | None:
+        """The record in ``folder``; None if there is none or it is of another version."""
+        try:
+            with open(os.path.join(folder, INFO), encoding="utf-8", errors="surrogateescape") as file:
+                lines = file.read().splitlines()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not lines or lines[0] != _MAGIC:
+            return None
+        said = dict(line.split(" ", 1) for line in lines[1:] if " " in line)
+        lives: dict[str, tuple[int, float]] = {}
+        for role in ("driver", "daemon", "zygote"):
+            if role in said:
+                pid, started = said[role].split()
+                lives[role] = (int(pid), float(started))
+        return cls(folder, said.get("endpoint", ""), said.get("place", ""), float(said["created"]), **lives)
+
+
+def write_private(path: str, text: str) -> None:
+    """Write a file that only this user can read."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def this_place() -> str:
+    """Where pids of this process mean something: host, boot, pid namespace."""
+    boot = space = ""
+    if sys.platform.startswith("linux"):
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                boot = file.read().strip()
+            space = os.readlink("/proc/self/ns/pid")
+        except OSError:  # a /proc that shows less: then the host's name has to do
+            boot = space = ""
+    host = os.uname().nodename.replace("/", "-") if hasattr(os, "uname") else ""
+    return f"{host}/{boot}/{space}"
+
+
+def user_folder(config: Config) -> str:
+    """The folder of this user's sessions, made if need be. Raises RaySystemError with the fix."""
+    root = config.temp_root()
+    try:
+        os.makedirs(root, 0o700, exist_ok=True)
+        found = os.lstat(root) if config.temp_dir is None else os.stat(root)
+    except OSError as error:
+        raise RaySystemError(f"cannot make the folder {root} for sessions: {error}. {_FIX}") from error
+    if config.temp_dir is None and hasattr(os, "geteuid"):
+        _must_be_ours(root, found)
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise RaySystemError(f"the folder {root} for sessions cannot be written to. {_FIX}")
+    return root
+
+
+_FIX = "Set MINRAY_TEMP_DIR (or init(_temp_dir=…)) to a folder of yours"
+
+
+def _must_be_ours(root: str, found: os.stat_result) -> None:
+    """The folder's name can be guessed, so somebody else may have made it."""
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        what = "is not a folder" if not stat.S_ISDIR(found.st_mode) else f"belongs to user {found.st_uid}"
+        raise RaySystemError(f"the folder {root} for your sessions {what}: it will not be used. {_FIX}")
+    if found.st_mode & 0o077:
+        os.chmod(root, 0o700)
+
+
+def make_session(root: str, driver: tuple[int, float] | None, token: bytes) -> SessionInfo:
+    """A new session's folder, with its secret and its first record. Raises RaySystemError."""
+    prefix = "".join(_ALPHABET[byte & 31] for byte in os.urandom(10))
+    young = os.path.join(root, _NEW + prefix)
+    info = SessionInfo(os.path.join(root, "s_" + prefix), "", this_place(), time.time(), driver)
+    try:
+        os.mkdir(young, 0o700)
+        os.mkdir(os.path.join(young, LOGS), 0o700)
+        write_private(os.path.join(young, TOKEN), token.hex())
+        info.write(young)
+        os.rename(young, info.folder)
+    except OSError as error:
+        remove_folder(young)
+        raise RaySystemError(f"cannot make a session's folder in {root}: {error}. {_FIX}") from error
+    return info
+
+
+def sweep_dead(root: str, limit: int = 20) -> list[str]:
+    """Remove up to ``limit`` folders of sessions of which no process lives, with their segments.
+
+    Two starts may sweep the same one at the same time. Whatever cannot be removed stays for the next start.
+    """
+    place, removed = this_place(), []
+    for name in sorted(os.listdir(root)):
+        if len(removed) == limit:
+            break
+        folder = os.path.join(root, name)
+        if name.startswith(_NEW):
+            dead = _age(folder) > _YOUNG_S
+        elif name.startswith("s_"):
+            info = SessionInfo.read(folder)
+            dead = _is_dead(info, place) if info is not None else _age(folder) > _YOUNG_S
+        else:
+            continue
+        if dead:
+            remove_folder(folder)
+            removed.append(folder)
+    return removed
+
+
+def _age(folder: str) -> float:
+    try:
+        return time.time() - os.stat(folder).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _is_dead(info: SessionInfo, place: str) -> bool:
+    if info.place == place:
+        return not any(is_alive(*life) for life in info.lives())
+    # Another container on this machine may be alive; the same host after a reboot is not.
+    host, boot, _ = info.place.split("/", 2)
+    here, this_boot, _ = place.split("/", 2)
+    return host == here and boot != this_boot
+
+
+def remove_folder(folder: str) -> None:
+    """Remove a dead session: the segments that its journal names, then the folder."""
+    try:
+        segments.sweep(folder)
+    except (OSError, ValueError):  # an unreadable journal: nothing more can be known
+        pass
+    import shutil  # it loads every compression module, so not at the start of every driver
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_sessions(config: Config) -> list[SessionInfo]:
+    """The sessions of this user that live on this machine, newest first."""
+    root = config.temp_root()
+    try:
+        names = os.listdir(root)
+    except OSError:
+        return []
+    place = this_place()
+    found = []
+    for name in names:
+        info = SessionInfo.read(os.path.join(root, name)) if name.startswith("s_") else None
+        if info is not None and info.place == place and info.daemon is not None and is_alive(*info.daemon):
+            found.append(info)
+    return sorted(found, key=lambda info: info.created, reverse=True)

@@ -1,0 +1,1 @@
+"""minray's tests, one folder per room, plus conformance (public API), seeds (programs) and e2e (processes)."""

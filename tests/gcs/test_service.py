@@ -1,0 +1,238 @@
+"""The GCS with fake connections, a fake node and a hand-turned reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minray.gcs.service import GcsService
+from minray.gcs.tables import Tables, TablesError
+from minray.wire.messages import (
+    ActorUpdate,
+    Died,
+    Message,
+    Reply,
+    Request,
+    StartActor,
+    StopActor,
+    unpack,
+)
+from tests.gcs.support import JOB, NODE, OWNER, actor_id, ended, spec, started
+
+
+class Reactor:
+    """Runs what was asked for when told to."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+        self.later: list[Callable[[], None]] = []
+
+    def call_soon(self, fn: Callable[[], None]) -> None:
+        self.soon.append(fn)
+
+    def call_later(self, delay_s: float, fn: Callable[[], None]) -> None:
+        self.later.append(fn)
+
+    def turn(self) -> None:
+        while self.soon:
+            self.soon.pop(0)()
+
+
+class Peer:
+    def __init__(self) -> None:
+        self.got: list[Message] = []
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        self.got.append(unpack(message))
+
+
+class Head:
+    def __init__(self, tables: Tables | None = None, join: bool = True) -> None:
+        self.reactor = Reactor()
+        self.to_node: list[Message] = []
+        self.tables = Tables() if tables is None else tables
+        self.gcs = GcsService(
+            self.reactor,
+            self.tables,
+            wall=lambda: 1000.0,
+            make_namespace=lambda: "anonymous",
+            available=lambda: [{"CPU": 5_000, "GPU": 0}],
+        )
+        if join:
+            self.gcs.attach_node(NODE, self.to_node.append)
+            self.node(Request(1, "add_node", ({"node_id": NODE, "resources": {"CPU": 20_000}},)))
+            assert self.to_node.pop() == Reply(1, True, True)
+
+    def node(self, message: Message) -> None:
+        self.gcs.on_node(NODE, message)
+        assert message not in self.to_node
+        self.reactor.turn()
+        self.gcs.check_invariants()
+
+    def ask(self, peer: Peer, method: str, *args: Any) -> Any:
+        peer.got.clear()
+        self.gcs.on_request(peer, Request(5, method, args))
+        assert not peer.got, "a reply left before the end of the turn"
+        self.reactor.turn()
+        self.gcs.check_invariants()
+        (reply,) = [m for m in peer.got if isinstance(m, Reply)]
+        assert reply.request_id == 5
+        return reply.value if reply.ok else reply
+
+
+def test_an_actors_life_through_the_service() -> None:
+    head, peer, other = Head(), Peer(), Peer()
+    aid = actor_id(1)
+    assert head.ask(peer, "create_actor", spec(name="a"))["created"]
+    assert head.to_node == [StartActor(aid, 0, spec(name="a"))]
+    head.node(started(aid))
+    assert [(m.state, m.address is not None) for m in peer.got if isinstance(m, ActorUpdate)] == [("ALIVE", True)]
+    assert head.ask(other, "get_actor", "a", "ns")["actor_id"] == aid
+    assert head.ask(other, "subscribe_actor", aid) is True
+    assert [type(m) for m in other.got] == [ActorUpdate, Reply]
+    assert head.ask(other, "list_named_actors", True, "") == [{"name": "a", "namespace": "ns"}]
+    assert head.ask(other, "list_named_actors", False, "nowhere") == []
+    assert head.ask(peer, "kill_actor", aid, True) is True
+    assert isinstance(head.to_node[-1], StopActor)
+    assert [m.state for m in other.got if isinstance(m, ActorUpdate)] == ["DEAD"]
+    assert head.ask(peer, "gcs_stats")["actors"]["DEAD"] == 1
+
+
+def test_errors_travel_as_their_kind_and_text() -> None:
+    head, peer = Head(), Peer()
+    assert head.ask(peer, "get_actor", "a", "ns").value[0] == "ValueError"
+    assert head.ask(peer, "kill_actor", actor_id(9), True).value[0] == "ActorHandleNotFoundError"
+    head.ask(peer, "create_actor", spec(1, name="a"))
+    assert head.ask(peer, "create_actor", spec(2, name="a")).value[0] == "ActorAlreadyExistsError"
+    assert "malformed: TypeError" in head.ask(peer, "kill_actor").value[1]
+    assert "no method 'flush'" in head.ask(peer, "flush").value[1]
+    assert "no method 'add_job'" in head.ask(peer, "add_job", {}).value[1]
+
+
+def test_jobs_and_the_end_of_their_drivers() -> None:
+    head, peer = Head(), Peer()
+    info = {"driver_worker_id": OWNER, "driver_pid": 1}
+    head.node(Request(2, "add_job", (info,)))
+    assert head.to_node.pop() == Reply(2, True, {"job_id": JOB, "namespace": "anonymous"})
+    head.ask(peer, "create_actor", spec(1))
+    head.ask(peer, "create_actor", spec(2, lifetime="detached"))
+    head.node(Died(OWNER, -1, -1, -1, {"text": "signal 9"}))
+    assert [m.actor_id for m in head.to_node if isinstance(m, StopActor)] == [actor_id(1)]
+    assert [job["is_dead"] for job in head.ask(peer, "jobs")] == [True]
+    head.node(Request(3, "finish_job", (JOB,)))
+    assert head.to_node[-1] == Reply(3, True, False)
+
+
+def test_a_workers_death_ends_the_actors_that_it_owns() -> None:
+    head, peer = Head(), Peer()
+    head.ask(peer, "create_actor", spec(1, owner=(NODE, b"w" * 28, "unix:/w")))
+    head.node(Died(b"w" * 28, -1, -1, -1, {"text": "signal 9"}))
+    (update,) = [m for m in peer.got if isinstance(m, ActorUpdate)]
+    assert update.state == "DEAD" and "signal 9" in update.cause["text"]
+
+
+def test_a_closed_connection_loses_its_subscriptions_but_nothing_dies() -> None:
+    head, peer, other = Head(), Peer(), Peer()
+    head.ask(peer, "create_actor", spec(1))
+    head.ask(other, "subscribe_actor", actor_id(1))
+    head.gcs.on_close(peer)
+    head.gcs.on_close(Peer())
+    peer.got.clear()
+    head.node(started(actor_id(1)))
+    assert peer.got == [] and [type(m) for m in other.got][-1] is ActorUpdate
+    head.node(ended(actor_id(1)))
+
+
+def test_resources_and_nodes_are_shown_in_floats() -> None:
+    head, peer = Head(), Peer()
+    assert head.ask(peer, "cluster_resources") == {"CPU": 2.0}
+    assert head.ask(peer, "available_resources") == {"CPU": 0.5}
+    assert [n["NodeID"] for n in head.ask(peer, "nodes")] == [NODE.hex()]
+
+
+def test_key_values() -> None:
+    head, peer = Head(), Peer()
+    assert head.ask(peer, "kv_put", b"k", b"v", True, b"") is False
+    assert head.ask(peer, "kv_get", b"k", b"") == b"v"
+    assert head.ask(peer, "kv_exists", b"k", b"") is True
+    assert head.ask(peer, "kv_keys", b"", b"") == [b"k"]
+    assert head.ask(peer, "kv_del", b"k", False, b"") == 1
+    assert head.ask(peer, "kv_put", "k", b"v", True, b"").value[0] == "RaySystemError"
+
+
+def test_actors_wait_for_the_first_node() -> None:
+    head, peer = Head(join=False), Peer()
+    head.ask(peer, "create_actor", spec(1))
+    head.gcs.attach_node(NODE, head.to_node.append)
+    head.gcs.on_node(NODE, Request(1, "add_node", ({"node_id": NODE},)))
+    head.reactor.turn()
+    assert [type(m) for m in head.to_node] == [StartActor, Reply]
+
+
+def test_a_lost_node() -> None:
+    head, peer = Head(), Peer()
+    head.ask(peer, "create_actor", spec(1))
+    head.gcs.node_lost(NODE, "no heartbeat")
+    head.gcs.node_lost(NODE, "no heartbeat")
+    head.reactor.turn()
+    assert [m.state for m in peer.got if isinstance(m, ActorUpdate)] == ["DEAD"]
+    assert head.ask(peer, "nodes")[0]["Alive"] is False
+
+
+def test_memory_commits_later_once_and_replies_do_not_wait() -> None:
+    head, peer = Head(), Peer()
+    head.ask(peer, "kv_put", b"k", b"v", True, b"")
+    head.ask(peer, "kv_put", b"l", b"v", True, b"")
+    assert len(head.reactor.later) == 1 and head.tables.dirty
+    head.reactor.later.pop()()
+    assert not head.tables.dirty and len(head.tables.load("kv")) == 2
+    head.ask(peer, "kv_get", b"k", b"")
+    assert head.reactor.later == []
+    head.gcs.close()
+
+
+def test_a_file_is_written_before_the_reply_leaves_and_read_by_the_next_head(tmp_path: Path) -> None:
+    path = str(tmp_path / "gcs.sqlite")
+    order: list[str] = []
+
+    class Witness(Tables):
+        def commit(self) -> None:
+            order.append("commit")
+            super().commit()
+
+    class Hearer(Peer):
+        def send(self, message: tuple[Any, ...]) -> None:
+            order.append("send")
+            super().send(message)
+
+    head, peer = Head(Witness(path)), Hearer()
+    order.clear()
+    assert head.ask(peer, "create_actor", spec(1, name="a"))["created"]
+    head.ask(peer, "kv_put", b"k", b"v", True, b"")
+    assert order == ["commit", "send", "commit", "send"]
+    head.gcs.close()
+    again = Head(Tables(path))
+    assert again.ask(peer, "get_actor", "a", "ns")["actor_id"] == actor_id(1)
+    assert again.ask(peer, "kv_get", b"k", b"") == b"v"
+    again.gcs.close()
+
+
+def test_a_full_disk_is_an_error_to_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Tables):
+        durable = True  # type: ignore[assignment]
+
+        def commit(self) -> None:
+            if self.dirty:
+                raise TablesError("cannot write the head's tables: disk full")
+
+    head, peer = Head(Full(), join=False), Peer()
+    answer = head.ask(peer, "kv_put", b"k", b"v", True, b"")
+    assert not answer.ok and "disk full" in answer.value[1]
+
+
+def test_messages_that_no_node_sends_are_refused() -> None:
+    with pytest.raises(TypeError, match="no StartActor"):
+        Head().gcs.on_node(NODE, StartActor(b"", 0, {}))

@@ -1,0 +1,1 @@
+"""Tests of the node: its pure machines alone, its programs as real processes."""
