@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from minray._base.ids import (
         ActorClassID,
         ActorID,
+        ClusterID,
         FunctionID,
         JobID,
         NodeID,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     )
     from minray.decorators import method, remote
     from minray.logging_config import LoggingConfig
-    from minray.object_ref import DynamicObjectRefGenerator, ObjectRef, ObjectRefGenerator
+    from minray.object_ref import DynamicObjectRefGenerator, ObjectID, ObjectRef, ObjectRefGenerator
     from minray.remote_function import RemoteFunction
     from minray.runtime_context import get_runtime_context
     from minray.session import RayContext, init, is_initialized, shutdown
@@ -49,11 +50,13 @@ _HOME = {
     "ActorClassID": "_base.ids",
     "ActorHandle": "actor",
     "ActorID": "_base.ids",
+    "ClusterID": "_base.ids",
     "DynamicObjectRefGenerator": "object_ref",
     "FunctionID": "_base.ids",
     "JobID": "_base.ids",
     "LoggingConfig": "logging_config",
     "NodeID": "_base.ids",
+    "ObjectID": "object_ref",
     "ObjectRef": "object_ref",
     "ObjectRefGenerator": "object_ref",
     "PlacementGroupID": "_base.ids",
@@ -88,11 +91,13 @@ __all__ = [  # noqa: RUF022 - sorted with the names above
     "ActorClassID",
     "ActorHandle",
     "ActorID",
+    "ClusterID",
     "DynamicObjectRefGenerator",
     "FunctionID",
     "JobID",
     "LoggingConfig",
     "NodeID",
+    "ObjectID",
     "ObjectRef",
     "ObjectRefGenerator",
     "PlacementGroupID",

@@ -55,7 +55,7 @@ class ActorMethod:
         self._high = meta.shape.high
         self._bound: tuple[Any, Callable[..., Any], Any] | None = None  # runtime, its submit, prepared
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Queue one call and return at once; calls of one caller run in order.
 
         Returns an ObjectRef; a list of N for ``num_returns=N``; None for 0; an ObjectRefGenerator for a
@@ -89,7 +89,7 @@ class ActorMethod:
         self._bound = bound = (rt, rt.submit_actor_task, rt.prepare_method(record, name, options, meta))
         return bound
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._meta.name
         raise TypeError(
             f"Actor methods cannot be called directly. Instead of running 'object.{name}()', "
@@ -182,11 +182,11 @@ class ActorClass(Generic[P, T]):
         self.__doc__ = definition.cls.__doc__
 
     @overload
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Any: ...
     @overload
-    def remote(self, *args: Any, **kwargs: Any) -> Any: ...  # refs in place of values
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any: ...  # refs in place of values
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Order a new actor and return its ActorHandle at once; ``__init__`` runs with these arguments.
 
         Raises:
@@ -212,7 +212,7 @@ class ActorClass(Generic[P, T]):
         """The class itself."""
         return self._definition.cls
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         name = self._definition.name
         raise TypeError(
             f"Actors cannot be instantiated directly. Instead of '{name}()', use '{name}.remote()'."
@@ -232,7 +232,9 @@ class ActorClass(Generic[P, T]):
         try:
             return getattr(definition.cls, name)
         except AttributeError:
-            raise AttributeError(f"'ActorClass({definition.name})' object has no attribute {name!r}") from None
+            raise AttributeError(
+                f"'ActorClass({definition.name})' object has no attribute {name!r}"
+            ) from None
 
     def __repr__(self) -> str:
         return f"ActorClass({self._definition.name})"

@@ -41,7 +41,9 @@ def define_actor_class(cls: type) -> ActorClassDef:
 
 
 def _is_method(value: Any) -> bool:
-    return isinstance(value, (FunctionType, MethodType)) or type(value).__name__ == "cython_function_or_method"
+    return (
+        isinstance(value, (FunctionType, MethodType)) or type(value).__name__ == "cython_function_or_method"
+    )
 
 
 def _describe(name: str, function: Any, *, skip_self: bool) -> MethodMeta:

@@ -62,7 +62,9 @@ def timeline(filename: str | None = None) -> Any:
         NotImplementedError: always.
     """
     if current.get() is None:
-        raise RuntimeError("minray has not been started yet. Timeline requires minray to be initialized first.")
+        raise RuntimeError(
+            "minray has not been started yet. Timeline requires minray to be initialized first."
+        )
     raise NotImplementedError("timeline() is not implemented in minray yet")
 
 

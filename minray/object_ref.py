@@ -167,6 +167,8 @@ class ObjectRef(Generic[T_co]):
         return _from_out_of_band, (self._id, owner)
 
 
+ObjectID = ObjectRef  # its old name
+
 _new = object.__new__
 
 
@@ -247,7 +249,8 @@ class ObjectRefGenerator(Generic[T_co]):
         return ref
 
     def completed(self) -> ObjectRef[Any]:
-        """A ref that is ready when the task has ended: None, or the error that ended it."""
+        """A ref that is ready when the task has ended. Its value is None, also if the body raised (that error
+        is the last item); ``get`` raises if the task was cancelled or its process died."""
         ref: ObjectRef[Any] = self._rt.stream_completed_ref(self._stream)
         return ref
 

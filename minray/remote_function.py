@@ -46,11 +46,11 @@ class RemoteFunction(Generic[P, R]):
         self.__wrapped__ = function  # inspect.signature and doctest look through it
 
     @overload
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]: ...
     @overload
-    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...  # refs in place of values
+    def remote(self, /, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...  # refs in place of values
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Queue one call and return at once.
 
         Returns an ObjectRef; a list of N for ``num_returns=N``; None for 0; an ObjectRefGenerator for a
@@ -90,7 +90,7 @@ class RemoteFunction(Generic[P, R]):
         """The function itself, for whoever wants to call it here."""
         return self._definition.function
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         definition = self._definition
         raise TypeError(
             f"Remote functions cannot be called directly. Instead of running "

@@ -213,4 +213,3 @@ class RuntimeContext:
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs, and as what: ``get_runtime_context().get_task_id()`` and so on."""
     return RuntimeContext(current.ensure())
-

@@ -92,20 +92,25 @@ def test_nothing_else_is_public() -> None:
 
 
 def example(name: str) -> RayError:
-    cls = getattr(exceptions, name)
+    cls: Any = getattr(exceptions, name)
+    error: RayError = _example(cls)
+    return error
+
+
+def _example(cls: Any) -> Any:
     if cls is RayTaskError:
         return error_of(ValueError("x"), actor_id="ab", actor_repr="A()", ip="10.0.0.1")
     if issubclass(cls, ObjectLostError):
-        return cls("ab" * 28, ("n", "w", "e"), "file.py:3", "its node died")  # type: ignore[no-any-return]
+        return cls("ab" * 28, ("n", "w", "e"), "file.py:3", "its node died")
     if issubclass(cls, exceptions.RayActorError):
-        return cls("gone", "cd" * 16, CERTIFICATE)  # type: ignore[no-any-return]
+        return cls("gone", "cd" * 16, CERTIFICATE)
     if cls is WorkerCrashedError:
-        return cls("crashed", CERTIFICATE)  # type: ignore[no-any-return]
+        return cls("crashed", CERTIFICATE)
     if cls is exceptions.ObjectStoreFullError:
-        return cls("full", {"used": 3})  # type: ignore[no-any-return]
+        return cls("full", {"used": 3})
     if cls is exceptions.RpcError:
-        return cls("failed", 14)  # type: ignore[no-any-return]
-    return cls("some text")  # type: ignore[no-any-return]
+        return cls("failed", 14)
+    return cls("some text")
 
 
 @pytest.mark.parametrize("name", exceptions.__all__)
@@ -232,11 +237,11 @@ def test_internal_frames_are_stripped() -> None:
 
 
 def test_it_is_both() -> None:
-    error = dual_of(ValueError("boom"))
+    error: Any = dual_of(ValueError("boom"))
     assert type(error).__name__ == "RayTaskError(ValueError)"
-    assert isinstance(error, ValueError)
     assert isinstance(error, RayTaskError)
     assert isinstance(error.cause, ValueError)
+    assert isinstance(error, ValueError)
     assert error.args == ("boom",)
     assert str(error).startswith("ray::f() (pid=7")
     assert repr(error) == "RayTaskError(ValueError)(ValueError('boom'))"
@@ -405,8 +410,8 @@ def test_classes_that_exist_only_here_travel() -> None:
         pass
 
     arrived = sent(dual_of(Local("x")))
-    assert isinstance(arrived, ValueError)
     assert type(arrived.cause).__name__ == "Local"
+    assert isinstance(arrived, ValueError)
 
 
 def test_a_raised_and_caught_error_can_be_raised_again() -> None:

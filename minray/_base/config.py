@@ -16,7 +16,6 @@ variable and the value); unknown ``MINRAY_*`` names only warn, since a newer ver
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -169,6 +168,8 @@ class Config:
         """The folder of all sessions of this user; the caller makes it (mode 0700)."""
         if self.temp_dir is not None:
             return os.path.abspath(self.temp_dir)
+        import tempfile  # it loads random and every compression module: not in each process
+
         getuid = getattr(os, "getuid", None)
         user = str(getuid()) if getuid is not None else os.environ.get("USERNAME", "user")
         return os.path.join(tempfile.gettempdir(), f"minray-{user}")

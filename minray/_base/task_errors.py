@@ -44,7 +44,7 @@ def make_dual_exception(error: Any, base: Any) -> Any:
     """
     cause = error.cause
     cause_class = cause.__class__
-    if type(error) is not base or issubclass(base, cause_class):
+    if error.__class__ is not base or issubclass(base, cause_class):
         return error
     try:
         return _make_instance(_dual_class(base, cause_class), error, cause)
@@ -108,7 +108,7 @@ def _make_instance(dual: type[Any], error: Any, cause: BaseException) -> Any:
 
 
 def _builtin_base(cls: type[BaseException]) -> Any:
-    """The class made in C that gives ``cls`` its layout: its ``__new__`` is safe, a user's may want anything."""
+    """The class made in C that gives ``cls`` its layout: its ``__new__`` wants nothing unusual."""
     layout: Any = cls
     while layout.__flags__ & _HEAP_TYPE:
         layout = layout.__base__

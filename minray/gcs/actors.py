@@ -263,6 +263,7 @@ class ActorTable:
         if no_restart or actor.leaving or actor.restarts_left == 0:
             return self._over(actor, cause, graceful=False)
         old = actor.incarnation
+        assert actor.node_id is not None  # else it would have been on its way above
         stop = order(actor.node_id, StopActor(actor_id, old, False, str(cause["text"])))
         effects = self._restart(actor, cause)
         actor.awaited = old

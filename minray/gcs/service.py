@@ -26,7 +26,6 @@ Invariants: every request gets one reply; a node is never called from inside a c
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -38,8 +37,6 @@ from minray.gcs.kv import KvTable
 from minray.gcs.nodes import NodeTable, sum_resources
 from minray.gcs.tables import Tables, TablesError
 from minray.wire.messages import ActorEnded, ActorStarted, Died, Message, Reply, Request, pack
-
-log = logging.getLogger(__name__)
 
 Deliver = Callable[[Message], None]
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
@@ -176,7 +173,7 @@ class GcsService:
         except ActorError as error:
             return Reply(request.request_id, False, (error.kind, str(error)))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            log.warning("request %s failed", request.method, exc_info=True)
+            _log_exception(f"the request {request.method} failed")
             text = f"the request {request.method} to the GCS is malformed: {type(error).__name__}: {error}"
             return Reply(request.request_id, False, ("RaySystemError", text))
 
@@ -295,7 +292,7 @@ class GcsService:
             try:
                 self._tables.commit()
             except TablesError as error:
-                log.exception("the tables of this head could not be written")
+                _log_exception("the tables of this head could not be written")
                 outbox = [(deliver, _refused(message, error)) for deliver, message in outbox]
         elif self._tables.dirty and not self._commit_due:
             self._commit_due = True
@@ -316,6 +313,13 @@ class GcsService:
         for table in (self._kv, self._jobs, self._nodes, self._actors):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
+
+
+def _log_exception(text: str) -> None:
+    """Log what is being handled. (Imported here: a head that never fails starts without logging.)"""
+    import logging
+
+    logging.getLogger(__name__).exception(text)
 
 
 def _refused(message: Message, error: TablesError) -> Message:

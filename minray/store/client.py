@@ -8,8 +8,8 @@ wait, forwards the node's store messages to ``on_message`` (on the reactor's thr
   trip. A written object is private until ``report`` (Sealed) tells the node about it, which must happen
   before anybody else hears of it. Private objects are freed without a message.
 * **Reading**: ``acquire`` gives a ``Hold`` per object. What this process wrote itself is just held here; the
-  rest is pinned at the node, one message per call. A Hold is released, or split into one part per buffer,
-  so that an array that is kept does not keep its siblings.
+  rest is pinned at the node, one message per call. A Hold can be narrowed to parts, one per buffer, so
+  that an array that is kept does not keep its siblings.
 * **Finalizers** (of arrays, of Holds) only append to a deque. It is drained by whoever comes next.
 
 Invariants: no byte of an object is given back while a Hold covers it; a mapping is not closed under a live
@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from minray.store import ranges as rg
 from minray.store.arena import Arena
@@ -30,6 +30,7 @@ from minray.store.errors import SegmentGone, StoreClosed, StoreError, StoreFull,
 from minray.store.holds import Entry, Gone, Hold
 from minray.store.mapping import SegmentMap, aligned
 from minray.store.segments import Segments
+from minray.store.waiting import Acquisition, Held, Pending, ThreadWaits, Waits, release_all
 from minray.wire.messages import (
     ExtentGrant,
     ExtentRefused,
@@ -49,50 +50,7 @@ from minray.wire.messages import (
 )
 
 Chunks = Sequence[tuple[int, Any]]  # (offset in the object, contiguous buffer)
-Held = list["Hold | Gone"]
 IDLE_S = 10.0  # an empty extent goes back to the node when it was unused for so long
-
-
-class Waits(Protocol):
-    """How to wait for an answer: the reactor's waiters, or ``ThreadWaits`` without one."""
-
-    def make(self) -> Any:
-        """A fresh waiter."""
-
-    def wait(self, waiter: Any, timeout: float | None) -> bool:
-        """Until it is notified; False after ``timeout`` seconds."""
-
-    def notify(self, waiter: Any) -> None:
-        """End its wait."""
-
-
-class ThreadWaits:
-    """Waiting on plain events: for processes and tests without a reactor."""
-
-    def make(self) -> threading.Event:
-        """A fresh waiter."""
-        return threading.Event()
-
-    def wait(self, waiter: threading.Event, timeout: float | None) -> bool:
-        """Until it is notified; False after ``timeout`` seconds."""
-        return waiter.wait(timeout)
-
-    def notify(self, waiter: threading.Event) -> None:
-        """End its wait."""
-        waiter.set()
-
-
-class _Pending:
-    """An unanswered question to the node. ``callback`` runs once, on the reactor's thread."""
-
-    __slots__ = ("answer", "callback", "error", "objects", "size")
-
-    def __init__(self, callback: Callable[[_Pending], None], *, size: int = 0, objects: Any = ()) -> None:
-        self.callback = callback
-        self.size = size  # of an ExtentRequest
-        self.objects = objects  # of a Pin: [object_id, …]
-        self.answer: Any = None
-        self.error: Exception | None = None
 
 
 class StoreClient:
@@ -100,7 +58,7 @@ class StoreClient:
 
     Args:
         segments: the session's implementation (``segments.from_spec``).
-        node_id: of our node, for the locations that ``write`` returns.
+        node_id, worker_id: who we are, for locations and as the owner of what we report.
         send: a message to the node; keeps order, never blocks.
         waits: how to wait for its answers.
         before_allocate: called, without locks, before room is looked for: drop references that wait to be
@@ -108,11 +66,14 @@ class StoreClient:
         wake: called when a finalizer left the first item to ``drain``; must be safe anywhere.
     """
 
+    messages = (ExtentGrant, ExtentRefused, Freed, Pinned, SegmentsGone, Trim)  # what ``on_message`` takes
+
     def __init__(
         self,
         segments: Segments,
         *,
         node_id: bytes,
+        worker_id: bytes,
         send: Callable[[Message], None],
         waits: Waits | None = None,
         before_allocate: Callable[[], None] | None = None,
@@ -121,6 +82,7 @@ class StoreClient:
     ) -> None:
         self._segments = segments
         self._node_id = node_id
+        self._worker_id = worker_id
         self._send = send
         self._waits: Waits = ThreadWaits() if waits is None else waits
         self._before_allocate = before_allocate
@@ -129,9 +91,9 @@ class StoreClient:
         self._lock = threading.Lock()
         self._arena = Arena()
         self._maps: dict[int, SegmentMap] = {}
-        self._entries: dict[bytes, Entry] = {}  # the newest per object
         self._written: dict[tuple[int, int], Entry] = {}  # (segment, offset) → what this process wrote there
-        self._pending: dict[int, _Pending] = {}
+        self._pinned: dict[bytes, Entry] = {}  # what others wrote and this process reads: the newest of each
+        self._pending: dict[int, Pending] = {}
         self._last_request = 0
         self._given: deque[tuple[Entry, rg.Range | None]] = deque()
         self._wake_asked = False
@@ -139,14 +101,15 @@ class StoreClient:
         self._closed: Exception | None = None
 
     def __repr__(self) -> str:
-        return f"<StoreClient {len(self._entries)} objects, {self._arena!r}>"
+        return f"<StoreClient {len(self._written) + len(self._pinned)} objects, {self._arena!r}>"
 
     # --- writing ----------------------------------------------------------------------------------
 
     def write(
-        self, object_id: bytes, size: int, chunks: Chunks, *, may_wait: bool = True, timeout: float | None = None
+        self, size: int, chunks: Chunks, *, may_wait: bool = True, timeout: float | None = None
     ) -> Location:
-        """Store an object of ``size`` bytes and say where it lies. It is private until ``report``.
+        """Store an object of ``size`` bytes and say where it lies. It is private until ``report``; who
+        writes and then neither reports nor frees it has leaked it.
 
         Raises StoreFull when the node refuses, or the system has no memory; StoreWouldBlock when an extent
         were needed and ``may_wait`` is False; StoreClosed; TimeoutError.
@@ -154,22 +117,17 @@ class StoreClient:
         if self._before_allocate is not None:
             self._before_allocate()
         try:
-            entry = self._write_once(object_id, size, chunks, may_wait, timeout)
+            entry = self._write_once(size, chunks, may_wait, timeout)
         except OSError:
             self._return_empty()  # the system is short of memory: keep nothing that we do not use
             try:
-                entry = self._write_once(object_id, size, chunks, may_wait, timeout)
+                entry = self._write_once(size, chunks, may_wait, timeout)
             except OSError as error:
                 info = {"os_error": str(error), "free": self._segments.free_bytes()}
                 raise StoreFull(size, info) from error
-        with self._lock:
-            self._entries[object_id] = entry
-            self._written[entry.segment_id, entry.offset] = entry
         return (self._node_id, entry.segment_id, entry.offset, size)
 
-    def _write_once(
-        self, object_id: bytes, size: int, chunks: Chunks, may_wait: bool, timeout: float | None
-    ) -> Entry:
+    def _write_once(self, size: int, chunks: Chunks, may_wait: bool, timeout: float | None) -> Entry:
         segment_id, offset = self._room(size, may_wait, timeout)
         segment = self._maps[segment_id]
         try:
@@ -179,11 +137,15 @@ class StoreClient:
             with self._lock:
                 self._arena.free(segment_id, offset, size, self._clock())
             raise
-        return Entry(object_id, (segment_id, offset, size), segment, mine=True)
+        entry = Entry(b"", (segment_id, offset, size), segment, mine=True)
+        with self._lock:
+            self._written[segment_id, offset] = entry
+        return entry
 
     def _room(self, size: int, may_wait: bool, timeout: float | None) -> tuple[int, int]:
         """Allocate, with a new extent if need be."""
         with self._lock:
+            self._check_open()
             messages = self._drain_locked()
             room = self._arena.allocate(size, self._clock())
         self._send_all(messages)
@@ -191,7 +153,7 @@ class StoreClient:
             return room
         if not may_wait:
             raise StoreWouldBlock(f"no extent at hand has room for {size} bytes")
-        pending = _Pending(lambda _: self._waits.notify(waiter), size=size)
+        pending = Pending(lambda _: self._waits.notify(waiter), size=size)
         waiter = self._waits.make()
         request_id = self._ask(pending)
         self._send(ExtentRequest(request_id, max(size, 1)))
@@ -200,50 +162,63 @@ class StoreClient:
         except BaseException:
             self._forget_request(request_id, pending)
             raise
-        if not answered and self._forget_request(request_id, pending):
+        if not answered:
+            self._forget_request(request_id, pending)
             raise TimeoutError(f"no extent of {size} bytes within {timeout} s")
         if pending.error is not None:
             raise pending.error
         found: tuple[int, int] = pending.answer
         return found
 
-    def _forget_request(self, request_id: int, pending: _Pending) -> bool:
+    def _forget_request(self, request_id: int, pending: Pending) -> None:
         """The waiter left early. A grant that came, or comes, stays in the arena, unused."""
         with self._lock:
-            if self._pending.pop(request_id, None) is not None:
-                return True
-            if pending.answer is not None:
-                self._arena.free(*pending.answer, pending.size, self._clock())
-            return pending.answer is not None
+            if self._pending.pop(request_id, None) is None and pending.answer is not None:
+                segment_id, offset = pending.answer
+                self._arena.free(segment_id, offset, pending.size, self._clock())
 
-    def report(self, object_ids: Iterable[bytes], owner: bytes) -> None:
+    def report(self, objects: Iterable[tuple[bytes, Location]], owner: bytes | None = None) -> None:
         """Tell the node about objects that this process wrote, before anybody else hears of them.
 
-        ``owner``: worker id of the process that owns them. Those reported before are left out.
+        ``owner``: worker id of the process that owns them; None: this one. What was reported before, or
+        is not ours, is left out.
         """
+        owner = self._worker_id if owner is None else owner
         sealed = []
         with self._lock:
-            for object_id in object_ids:
-                entry = self._entries.get(object_id)
+            for object_id, location in objects:
+                entry = self._own(location)
                 if entry is not None and not entry.reported:
                     entry.reported = True
+                    entry.object_id = object_id
                     sealed.append((object_id, owner, entry.segment_id, entry.offset, entry.length))
         if sealed:
             self._send(Sealed(sealed))
 
     def free(self, objects: Iterable[tuple[bytes, Location]]) -> None:
-        """Their owner, this process, dropped the last reference to these objects."""
-        told: list[tuple[bytes, int, int, int]] = []
-        with self._lock:
-            for object_id, (_, segment_id, offset, length) in objects:
-                entry = self._written.get((segment_id, offset))
-                if entry is not None and entry.object_id == object_id and not entry.reported:
-                    entry.freed = list(entry.owned)
-                    self._settle(entry)
-                else:
-                    told.append((object_id, segment_id, offset, length))
+        """Their owner, this process, dropped the last reference to these objects, wherever they are."""
+        told = [(i, *location[1:]) for i, location in objects if not self.free_own(location)]
         if told:
             self._send(Free(told))
+
+    def free_own(self, location: Location) -> bool:
+        """Free a private object: no message is needed. False if it was reported, or is not ours."""
+        with self._lock:
+            entry = self._own(location)
+            if entry is None or entry.reported:
+                return False
+            entry.freed = list(entry.owned)
+            self._settle(entry)
+            return True
+
+    def is_own(self, location: Location) -> bool:
+        """Whether this process wrote it, so that reading it needs no pin."""
+        with self._lock:
+            return self._own(location) is not None
+
+    def _own(self, location: Location) -> Entry | None:
+        node_id, segment_id, offset, _ = location
+        return self._written.get((segment_id, offset)) if node_id == self._node_id else None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -252,93 +227,89 @@ class StoreClient:
 
         Raises TimeoutError, holding nothing; StoreClosed.
         """
-        waiter: Any = None
-        result: Held = []
-
-        def done(held: Held, error: Exception | None) -> None:
-            nonlocal failure
-            failure = error
-            result.extend(held)
-            if waiter is not None:
-                self._waits.notify(waiter)
-
-        failure: Exception | None = None
         held, missing = self._acquire_here(objects)
         if not missing:
             return held
         waiter = self._waits.make()
-        request_id, pending = self._ask_pins(held, missing, done)
+        acquisition = Acquisition()
+
+        def done(held: Held, error: Exception | None) -> None:
+            acquisition.done(held, error)
+            self._waits.notify(waiter)
+
+        self._ask_pins(held, missing, done)
         try:
             answered = self._waits.wait(waiter, timeout)
         except BaseException:
-            self._forget_pins(request_id, pending, held, result)
+            acquisition.abandon()
             raise
-        if not answered:
-            self._forget_pins(request_id, pending, held, result)
+        if acquisition.error is not None:
+            raise acquisition.error
+        if not answered or acquisition.held is None:
+            acquisition.abandon()
             raise TimeoutError(f"objects were not pinned within {timeout} s")
-        if failure is not None:
-            raise failure
-        return result
+        return acquisition.held
 
     def acquire_async(
         self, objects: Sequence[tuple[bytes, Location]], done: Callable[[Held, Exception | None], None]
     ) -> None:
-        """As ``acquire``, without waiting: ``done(holds, error)`` runs at once, or on the reactor's thread."""
+        """As ``acquire``, but never waits: ``done(holds, error)`` runs at once or on the reactor's thread."""
         held, missing = self._acquire_here(objects)
         if missing:
             self._ask_pins(held, missing, done)
         else:
             done(held, None)
 
-    def is_here(self, object_id: bytes) -> bool:
+    def is_here(self, object_id: bytes, location: Location) -> bool:
         """Whether ``acquire`` needs no round trip for it."""
         with self._lock:
-            entry = self._entries.get(object_id)
-            return entry is not None and self._readable(entry)
+            return self._readable(object_id, location) is not None
 
     def _acquire_here(self, objects: Sequence[tuple[bytes, Location]]) -> tuple[Held, dict[int, Any]]:
         held: list[Any] = [None] * len(objects)
         missing: dict[int, Any] = {}
         with self._lock:
+            self._check_open()
             for position, (object_id, location) in enumerate(objects):
-                entry = self._entries.get(object_id)
-                if entry is not None and self._readable(entry):
+                entry = self._readable(object_id, location)
+                if entry is not None:
                     held[position] = self._hold(entry)
                 else:
                     missing[position] = (object_id, location)
         return held, missing
 
-    @staticmethod
-    def _readable(entry: Entry) -> bool:
-        return not entry.freed if entry.mine else entry.holds > 0
+    def _readable(self, object_id: bytes, location: Location) -> Entry | None:
+        """Its entry, if it can be read without asking the node."""
+        entry = self._own(location)
+        if entry is not None and not entry.freed and entry.object_id in (b"", object_id):
+            return entry
+        entry = self._pinned.get(object_id)
+        # When only parts are held, only they may be pinned: reading the whole again takes a new pin.
+        return entry if entry is not None and entry.holds > 0 else None
 
     def _hold(self, entry: Entry) -> Hold:
         entry.holds += 1
-        return Hold(entry, entry.map.view(entry.offset, entry.length), self._given_up, self._split)
+        return Hold(entry, entry.map.view(entry.offset, entry.length), self._given_up, self._also_hold)
 
     def _ask_pins(
         self, held: Held, missing: dict[int, Any], done: Callable[[Held, Exception | None], None]
-    ) -> tuple[int, _Pending]:
-        def answered(pending: _Pending) -> None:
+    ) -> None:
+        def answered(pending: Pending) -> None:
             if pending.error is not None:
-                _release_all(held)
+                release_all(held)
                 done([], pending.error)
                 return
             for position, hold in zip(missing, pending.answer, strict=True):
                 held[position] = hold
             done(held, None)
 
-        pending = _Pending(answered, objects=[object_id for object_id, _ in missing.values()])
-        request_id = self._ask(pending)
+        pending = Pending(answered, objects=[object_id for object_id, _ in missing.values()])
+        try:
+            request_id = self._ask(pending)
+        except BaseException:
+            release_all(held)
+            raise
         self._send(Pin(request_id, list(missing.values())))
-        return request_id, pending
-
-    def _forget_pins(self, request_id: int, pending: _Pending, held: Held, result: Held) -> None:
-        """The waiter left early: whatever it got, or still gets, is released."""
-        with self._lock:
-            pending.callback = _release_answer
-            waiting = request_id in self._pending
-        _release_all(held if waiting else result or held)
 
     def _given_up(self, entry: Entry, part: rg.Range | None) -> None:
         self._given.append((entry, part))
@@ -347,11 +318,10 @@ class StoreClient:
             if self._wake is not None:
                 self._wake()
 
-    def _split(self, entry: Entry, parts: list[rg.Range]) -> None:
+    def _also_hold(self, entry: Entry, parts: list[rg.Range]) -> None:
         with self._lock:
             for part in parts:
                 entry.parts[part] = entry.parts.get(part, 0) + 1
-            self._given.append((entry, None))
 
     # --- giving up --------------------------------------------------------------------------------
 
@@ -382,8 +352,8 @@ class StoreClient:
             elif not entry.is_held:
                 unpinned.extend([entry.object_id] * entry.pins)
                 entry.pins = 0
-                if self._entries.get(entry.object_id) is entry:
-                    del self._entries[entry.object_id]
+                if self._pinned.get(entry.object_id) is entry:
+                    del self._pinned[entry.object_id]
             else:
                 ranges = entry.narrowed()
                 if ranges is not None:
@@ -402,8 +372,6 @@ class StoreClient:
             self._arena.free(entry.segment_id, entry.offset + start, end - start, now)
         if not entry.owned:
             del self._written[entry.segment_id, entry.offset]
-            if self._entries.get(entry.object_id) is entry:
-                del self._entries[entry.object_id]
 
     def trim_idle(self, now: float | None = None, idle_s: float = IDLE_S) -> float | None:
         """Return extents that are empty and were unused for ``idle_s``; says when to ask again, or None."""
@@ -470,15 +438,18 @@ class StoreClient:
         self._send = _send_nothing
         self._pending = {}
 
-    def _ask(self, pending: _Pending) -> int:
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    def _ask(self, pending: Pending) -> int:
         with self._lock:
-            if self._closed is not None:
-                raise self._closed
+            self._check_open()
             self._last_request += 1
             self._pending[self._last_request] = pending
             return self._last_request
 
-    def _answer(self, request_id: int, error: Callable[[_Pending], Exception]) -> None:
+    def _answer(self, request_id: int, error: Callable[[Pending], Exception]) -> None:
         with self._lock:
             pending = self._pending.pop(request_id, None)
         if pending is not None:
@@ -509,7 +480,7 @@ class StoreClient:
             pending = self._pending.pop(message.request_id, None)
             if pending is not None:
                 pending.answer = [
-                    self._pinned(object_id, answer, unpin)
+                    self._note_pin(object_id, answer, unpin)
                     for object_id, answer in zip(pending.objects, message.answers, strict=True)
                 ]
         if unpin:
@@ -517,13 +488,13 @@ class StoreClient:
         if pending is not None:
             pending.callback(pending)
 
-    def _pinned(self, object_id: bytes, answer: tuple[Any, ...], unpin: list[bytes]) -> Hold | Gone:
+    def _note_pin(self, object_id: bytes, answer: tuple[Any, ...], unpin: list[bytes]) -> Hold | Gone:
         """One answer of the node, under the lock."""
         if answer[0] == "gone":
             return Gone(answer[1])
         _, name, size, (_, segment_id, offset, length) = answer
-        entry = self._entries.get(object_id)
-        if entry is None or entry.mine or (entry.segment_id, entry.offset) != (segment_id, offset):
+        entry = self._pinned.get(object_id)
+        if entry is None or (entry.segment_id, entry.offset) != (segment_id, offset):
             segment = self._maps.get(segment_id)
             if segment is None:
                 try:
@@ -533,7 +504,7 @@ class StoreClient:
                     return Gone(f"its segment could not be mapped: {error}")
                 self._maps[segment_id] = segment
             entry = Entry(object_id, (segment_id, offset, length), segment, mine=False)
-            self._entries[object_id] = entry
+            self._pinned[object_id] = entry
         entry.pins += 1
         entry.announced = entry.length
         return self._hold(entry)
@@ -545,9 +516,8 @@ class StoreClient:
                 entry = self._written.get((segment_id, offset)) or self._around(segment_id, offset)
                 start = offset - entry.offset
                 end = start + length
-                if end == entry.length or end == start:  # the rest of its last ALIGN bytes, too
-                    end = max(aligned(end), start + 1)
-                    end = aligned(end)
+                if end >= entry.length:  # the rest of its last ALIGN bytes, too
+                    end = aligned(max(end, start + 1))
                 entry.freed = rg.union(entry.freed, [(start, end)])
                 self._settle(entry)
         self._send_all(messages)
@@ -578,7 +548,7 @@ class StoreClient:
                 "allocated_bytes": self._arena.allocated_bytes,
                 "mappings": len(self._maps) + len(self._unclosed),
                 "written": len(self._written),
-                "held": sum(entry.is_held for entry in self._entries.values()),
+                "held": sum(e.is_held for e in (*self._written.values(), *self._pinned.values())),
                 "pending": len(self._pending),
             }
 
@@ -595,22 +565,10 @@ class StoreClient:
             # more only while a write is under way
             assert allocated <= self._arena.allocated_bytes
             given = {id(entry) for entry, _ in self._given}
-            for object_id, entry in self._entries.items():
-                assert entry.object_id == object_id
-                assert entry.holds >= 0
-                if not entry.mine:
-                    assert entry.pins > 0 and (entry.is_held or id(entry) in given)
-
-
-def _release_all(held: Iterable[Any]) -> None:
-    for hold in held:
-        if isinstance(hold, Hold):
-            hold.release()
-
-
-def _release_answer(pending: _Pending) -> None:
-    if pending.answer is not None:
-        _release_all(pending.answer)
+            for object_id, entry in self._pinned.items():
+                assert entry.object_id == object_id and not entry.mine
+                assert entry.pins > 0 and entry.holds >= 0
+                assert entry.is_held or id(entry) in given
 
 
 def _send_nothing(message: Message) -> None:

@@ -15,6 +15,7 @@ from minray.store import ranges as rg
 from minray.store.mapping import ALIGN, SegmentMap, aligned
 
 GivenUp = Callable[["Entry", "rg.Range | None"], None]
+Also = Callable[["Entry", "list[rg.Range]"], None]
 
 
 class Gone:
@@ -32,8 +33,10 @@ class Gone:
 class Entry:
     """One object that this process wrote (``mine``) or has pinned."""
 
-    __slots__ = ("announced", "freed", "holds", "length", "map", "mine", "object_id", "offset", "owned", "parts",
-                 "pins", "reported", "segment_id")  # fmt: skip
+    __slots__ = (
+        "announced", "freed", "holds", "length", "map", "mine", "object_id", "offset", "owned", "parts",
+        "pins", "reported", "segment_id",
+    )  # fmt: skip
 
     def __init__(
         self, object_id: bytes, location: tuple[int, int, int], segment: SegmentMap, *, mine: bool
@@ -44,7 +47,7 @@ class Entry:
         self.mine = mine
         self.reported = not mine  # the node knows it
         self.holds = 0  # Holds of the whole object
-        self.parts: dict[rg.Range, int] = {}  # ranges held after a split
+        self.parts: dict[rg.Range, int] = {}  # ranges held for themselves
         self.pins = 0  # how often it is pinned at the node
         self.announced = self.length  # how many bytes the node thinks we read
         whole = (0, aligned(self.length) or ALIGN)
@@ -101,17 +104,16 @@ class Entry:
 class Hold:
     """The right to read one object. ``view`` is read-only and covers all of it.
 
-    It ends by ``release()``. Or ``split`` turns it into parts, which end one by one.
+    It ends by ``release()``. Before that, ``also_parts`` can take further rights, to ranges of the object,
+    which end one by one. A Hold that is forgotten is never released: a view may still be in use.
     """
 
-    __slots__ = ("_entry", "_given_up", "_parts", "_split", "view")
+    __slots__ = ("_also", "_entry", "_given_up", "_parts", "view")
 
-    def __init__(
-        self, entry: Entry, view: memoryview, given_up: GivenUp, split: Callable[[Entry, list[rg.Range]], None]
-    ) -> None:
+    def __init__(self, entry: Entry, view: memoryview, given_up: GivenUp, also: Also) -> None:
         self._entry = entry
         self._given_up = given_up
-        self._split = split
+        self._also = also
         self._parts: list[rg.Range] = []
         self.view: memoryview | None = view
 
@@ -119,15 +121,14 @@ class Hold:
         return f"<Hold {self._entry!r}>"
 
     def release(self) -> None:
-        """Read no more. Callable anywhere, also in finalizers; only once."""
+        """Read no more, except parts. Callable anywhere, also in finalizers; only once."""
         self.view = None
         self._given_up(self._entry, None)
 
-    def split(self, parts: Iterable[rg.Range]) -> None:
-        """From now on hold only these ranges ``(start, end)`` of the object, each for itself."""
+    def also_parts(self, parts: Iterable[rg.Range]) -> None:
+        """Hold these ranges ``(start, end)``, too, each for itself. Before ``release``, and only once."""
         self._parts = list(parts)
-        self.view = None
-        self._split(self._entry, self._parts)
+        self._also(self._entry, self._parts)
 
     def release_part(self, index: int) -> None:
         """Give up the range with that number. Callable anywhere, also in finalizers; only once each."""

@@ -25,8 +25,8 @@ _VIEW_MIN = 16 * 1024  # from here on the copy that BytesIO makes costs more tha
 class _BuiltinsOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         raise ProtocolError(
-            f"{module_name}.{global_name} is not a built-in value: only None, bool, int, float, str, bytes and "
-            "tuples, lists, dicts, sets of them cross the wire"
+            f"{module_name}.{global_name} is not a built-in value: only None, bool, int, float, str, bytes "
+            "and tuples, lists, dicts, sets of them cross the wire"
         )
 
     def persistent_load(self, pid: Any) -> NoReturn:

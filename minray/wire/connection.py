@@ -60,6 +60,7 @@ class Connection:
         "_deadline",
         "_decoder",
         "_first",
+        "_gone",
         "_greeting",
         "_handler",
         "_handshake",
@@ -105,6 +106,7 @@ class Connection:
         self._stalled = True  # not open yet, or the kernel's buffer is full: wait for _resume
         self._resume = False  # set by the leader: try again
         self._send_broken = False
+        self._gone = False  # nothing leaves or comes any more
         self._first = b""  # goes out before everything queued, once the handshake is over
         self._handshake: ClientHandshake | ServerHandshake | None = None
         self._greeting = b""  # our Hello, framed
@@ -204,7 +206,7 @@ class Connection:
     def _gather(self) -> None:
         """Take over what senders have appended."""
         out, backlog = self._out, self._backlog
-        drop = self._send_broken or (self.closed and self._sock is None)
+        drop = self._send_broken or self._gone
         if self._first:
             first, self._first = self._first, b""
             backlog.appendleft(first)
@@ -284,7 +286,7 @@ class Connection:
         self._adopt(sock, self._on_handshake)
 
     def _dial(self) -> None:
-        if self.closed:
+        if self._gone:
             return
         try:
             dialled = transports.dial(self.endpoint)
@@ -355,6 +357,8 @@ class Connection:
         self._first, self._greeting = first, b""
         self._resume = True
         self._pump()
+        if self.closed:
+            self._close_here()
 
     def _on_hello(self, mask: int) -> None:
         data = self._read()
@@ -369,7 +373,7 @@ class Connection:
             self._lose(error)
             return
         if not isinstance(hello, Hello) or self._on_accept is None or self._sock is None:
-            self._lose(ProtocolError(f"the first message must be Hello, the peer sent {type(hello).__name__}"))
+            self._lose(ProtocolError(f"the first message must be Hello, not {type(hello).__name__}"))
             return
         self.hello = hello
         on_accept, self._on_accept = self._on_accept, None
@@ -475,9 +479,10 @@ class Connection:
     # --- the leader's thread: the end
 
     def _lose(self, error: WireError) -> None:
-        if not self.closed:
+        if not self._gone:
             self.closed = True
-            self._finish(error)
+            self._drop()
+            self._tell(error)
 
     def _lose_late(self) -> None:
         self._lose(HandshakeError(f"no complete handshake with {self.peer} within {DEADLINE_S:g} s"))
@@ -489,14 +494,17 @@ class Connection:
         self._lose(ConnectionLost("a write was interrupted by an exception in a signal handler"))
 
     def _close_here(self) -> None:
-        if self._sock is not None and self._buffered and not self._send_broken and self._handshake is None:
-            sock = self._sock
-            self._core.entries[sock.fileno()] = self._on_lingering
+        """close() was called: go, or stay until what was sent before has left."""
+        if self._gone:
+            return
+        self._tell(None)
+        if self._send_broken or not (self._out or self._buffered):
+            self._drop()
+        elif self._handshake is None and self._sock is not None:
+            self._core.entries[self._sock.fileno()] = self._on_lingering
             self._watch(OUT)
             self._core.call_later(LINGER_S, self._drop)
-            self._tell(None)
-        else:
-            self._finish(None)
+        # else it opens first, or reaches its deadline
 
     def _on_lingering(self, mask: int) -> None:
         self._resume = True
@@ -504,33 +512,26 @@ class Connection:
         if not self._buffered or self._send_broken:
             self._drop()
 
-    def _finish(self, error: WireError | None) -> None:
-        self._drop()
-        self._tell(error)
-
     def _drop(self) -> None:
         """Stop reading and writing; the descriptor itself closes after the round."""
+        if self._gone:
+            return
+        self._gone = True
         if self._deadline is not None:
             self._deadline.cancel()
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            self._core.unregister(sock.fileno())
-            self._core.post(lambda: self._shut(sock))
-        else:
-            self._on_gone(self)
+        if self._sock is not None:
+            self._core.unregister(self._sock.fileno())
+        self._core.post(self._shut)
 
-    def _shut(self, sock: socket.socket) -> None:
+    def _shut(self) -> None:
         """Never under a send in progress: the kernel could give the number to another socket meanwhile."""
         if self._lock.acquire(False):
             try:
-                sock.close()
-                self._backlog.clear()
-                self._buffered = 0
-                self._on_gone(self)
+                self.end()
             finally:
                 self._lock.release()
         else:
-            self._core.post(lambda: self._shut(sock))
+            self._core.post(self._shut)
 
     def _tell(self, error: WireError | None) -> None:
         handler, self._handler = self._handler, None
@@ -539,23 +540,26 @@ class Connection:
             self._core.post(lambda: handler.on_close(self, error))
 
     def end(self) -> None:
-        """With its reactor: nobody polls any more. What waits leaves if the kernel takes it at once."""
-        if not self.closed and self._handshake is None:
+        """Close the descriptor. Nobody sends; the reactor's last act, or after the round that dropped it."""
+        if not self._gone and self._handshake is None:
             self._resume = True
-            self._pump()
-        self.closed = True
-        sock, self._sock = self._sock, None
+            self._flush()  # what the kernel takes at once still leaves
+        self.closed = self._gone = True
         self._handler = None
+        self._backlog.clear()
+        self._buffered = 0
+        sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()
+        self._on_gone(self)
 
     def abandon(self) -> None:
         """In a forked child: let go of the descriptor without touching what the parent shares."""
-        self.closed = True
-        sock, self._sock = self._sock, None
+        self.closed = self._gone = True
         self._handler = None
+        sock, self._sock = self._sock, None
         if sock is not None:
-            socket.close(sock.detach())
+            os.close(sock.detach())
 
     @property
     def peer(self) -> str:

@@ -72,7 +72,7 @@ class Core:
         self.sleeping = False  # the leader is, or is about to be, asleep in poll()
         self.buffer = bytearray(RECV_BUFFER)  # all reads of small frames go here: only the leader reads
         self.view = memoryview(self.buffer)
-        self._timers: list[tuple[float, int, Timer]] = []  # a heap, the leader's
+        self.timers: list[tuple[float, int, Timer]] = []  # a heap, the leader's: (due, number, timer)
         self.new_timers: deque[tuple[float, int, Timer]] = deque()  # anybody's
         self._compact_at = 1024
         self._count = itertools.count()
@@ -142,7 +142,7 @@ class Core:
         posts = self.posts
         for _ in range(len(posts)):
             self._run(posts.popleft(), "a posted call")
-        timers, new = self._timers, self.new_timers
+        timers, new = self.timers, self.new_timers
         while new:
             _heappush(timers, new.popleft())
         if len(timers) > self._compact_at:  # mostly cancelled ones: deadlines that were kept
@@ -155,15 +155,10 @@ class Core:
     def timeout(self) -> float:
         """Seconds until the next timer; negative if there is none. Only posted-in timers count: ``has_work``
         first."""
-        timers = self._timers
+        timers = self.timers
         while timers and not timers[0][2].pending:
             _heappop(timers)
         return max(0.0, timers[0][0] - monotonic()) if timers else -1.0
-
-    @property
-    def timer_due(self) -> float | None:
-        """When the next timer is due on the monotonic clock."""
-        return self._timers[0][0] if self._timers else None
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         return self.poller.poll(timeout, MAX_EVENTS)
@@ -180,5 +175,5 @@ class Core:
         self.bell.close()
         self.entries.clear()
         self.posts.clear()
-        self._timers.clear()
+        self.timers.clear()
         self.new_timers.clear()

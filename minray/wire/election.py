@@ -192,7 +192,7 @@ class Election(Generic[W]):
         leads = self.background in (_POLLING, _RUNNING)
         assert not (leads and self.leader is not None), "two leaders"
         if self._followers:
-            assert self.leader is not None or self.background is _RUNNING, "followers, but nobody to promote them"
+            assert self.leader is not None or self.background is _RUNNING, "nobody can promote the followers"
         if self.background is _PARKED:
             assert self.leader is not None, "parked, and nobody polls"
         assert self.leader is None or self.leader not in self._followers, "leads and follows"

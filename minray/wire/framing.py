@@ -73,7 +73,7 @@ class FrameDecoder:
         end = len(view)
         unpack = HEADER.unpack_from
         while end - pos >= 4:
-            size = unpack(view, pos)[0]
+            (size,) = unpack(view, pos)
             if size > self.max_frame:
                 raise self._too_long(size)
             stop = pos + 4 + size
@@ -91,6 +91,7 @@ class FrameDecoder:
     def _complete(self, view: memoryview, frames: list[memoryview | bytearray]) -> int:
         """Finish what an earlier read began. Returns how much of ``view`` that took."""
         pos = 0
+        size: int
         if self._large is None:
             partial = self._partial
             if len(partial) < 4:
@@ -98,7 +99,7 @@ class FrameDecoder:
                 partial += view[:pos]
                 if len(partial) < 4:
                     return pos
-            size = HEADER.unpack_from(partial)[0]
+            (size,) = HEADER.unpack_from(partial)
             if size > self.max_frame:
                 raise self._too_long(size)
             if size < DIRECT_MIN:

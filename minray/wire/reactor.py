@@ -9,9 +9,8 @@ keeps; a peer is a ``Connection``.
 Called by every service of every process. Rules:
 
 * Handlers, timers and posts run on the leader's thread, one at a time, and must not wait: ``wait`` raises
-  there. Nothing that they do needs a lock of the reactor, so they may send, notify, dial, close, post, and so
-  may finalizers and signal handlers at any point of any thread. ``notify``, ``send``, ``call_soon``,
-  ``call_later`` and ``set_interrupt`` never block.
+  there. Nothing that they do needs a lock that is held around them, so they may send, notify, dial, close and
+  post, and so may finalizers and signal handlers at any point of any thread: none of these ever blocks.
 * Lost wake-ups: a waiter is registered by its owner, then looks whether it is ``done``, then sleeps;
   ``notify`` sets ``done``, then looks who sleeps.
 * KeyboardInterrupt leaves ``wait`` only between rounds, when the reactor's state is whole
@@ -22,8 +21,6 @@ Called by every service of every process. Rules:
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -33,27 +30,27 @@ from typing import Any
 from minray.wire import transports
 from minray.wire.auth import ClientHandshake, ServerHandshake
 from minray.wire.connection import Connection, Handler
-from minray.wire.core import Core, Timer, log_exception, log_warning
+from minray.wire.core import Core, Timer, log_exception
 from minray.wire.election import Background, Election, Entry, Tick
 from minray.wire.errors import ReactorClosed
+from minray.wire.listener import Listener
 from minray.wire.messages import Hello
-from minray.wire.poller import IN, usable_cpus
+from minray.wire.poller import IN, MAX_EVENTS, usable_cpus
 
 __all__ = ["Connection", "Handler", "Reactor", "Timer", "Waiter"]
 
-TICK_S = 0.002
-BLOCK_S = 0.001
-ACCEPT_BATCH = 64
-ACCEPT_PAUSE_S = 0.5
-CLOSE_S = 2.0
+TICK_S = 0.002  # nobody polled for one to two of these: the background thread leads
+BLOCK_S = 0.001  # a wait that is longer than this has blocked
+CLOSE_S = 2.0  # how long close() waits for a leader that is in a handler
+MAX_SPIN_SKIP = 64
 _FOLLOW, _OUST = Entry.FOLLOW, Entry.OUST
 _OUSTED = Background.OUSTED
 _get_ident = threading.get_ident
-_new_lock = threading.Lock
 
 
 class Waiter:
-    """One wait of one thread. ``done`` is set by ``Reactor.notify``."""
+    """One wait of one thread. ``done`` is set by ``Reactor.notify``; whoever uses a Waiter again clears
+    it."""
 
     __slots__ = ("done", "gate")
 
@@ -88,10 +85,10 @@ class Reactor:
         self._core = Core(poller)
         self._core.entries[self._core.bell.fileno()] = self._on_bell
         self._election: Election[Waiter] = Election(background=background)
-        self._mutex = threading.Lock()  # guards _election; held for a few instructions, never while calling out
-        self._inside: set[int] = set()  # threads that lead, follow or change who does
+        self._mutex = threading.Lock()  # guards _election; held for a few instructions, by threads in _inside
+        self._inside: set[int] = set()  # threads that lead, follow, or change who does
         self._connections: set[Connection] = set()
-        self._listeners: dict[int, transports.ListeningSocket] = {}
+        self._listeners: list[Listener] = []
         self._spin = spin_us / 1e6 if usable_cpus() > 1 else 0.0
         self._spin_skip = 0  # so many waits go without spinning
         self._spin_penalty = 1
@@ -105,38 +102,38 @@ class Reactor:
         self._background_gate = _locked()
         self._background: threading.Thread | None = None
         if background:
-            self._background = threading.Thread(target=self._run_background, name=f"minray-{name}", daemon=True)
+            self._background = threading.Thread(
+                target=self._run_background, name=f"minray-{name}", daemon=True
+            )
             self._background.start()
 
     # --- connections (any thread)
 
     def listen(self, endpoint_request: str, on_accept: Callable[[Connection], Handler]) -> str:
-        """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0"; returns the real endpoint. ``on_accept`` is
-        called after authentication and Hello, with ``conn.hello`` set, and returns the connection's
-        handler."""
+        """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0"; returns the real endpoint.
+
+        ``on_accept`` is called after authentication and Hello, with ``conn.hello`` set, and returns the
+        connection's handler. Raises EndpointError, OSError, ReactorClosed."""
+        self._check_open()
         if not self._token and not transports.is_loopback(endpoint_request):
             raise transports.EndpointError(f"refusing to listen on {endpoint_request!r} without a token")
-        listener, endpoint = transports.make_listener(endpoint_request)
-        self._add_listener(listener, on_accept)
-        return endpoint
+        return self._add_listener(transports.make_listener(endpoint_request)[0], on_accept)
 
     def listen_socket(self, sock: socket.socket, on_accept: Callable[[Connection], Handler]) -> str:
         """The same with a socket that listens already (inherited from a parent)."""
+        self._check_open()
         sock.setblocking(False)
-        self._add_listener(sock, on_accept)
-        return transports.endpoint_of(sock)
+        return self._add_listener(sock, on_accept)
 
     def unlisten(self, endpoint: str) -> None:
         """Accept no more there. Connections stay."""
-        for fd, listener in list(self._listeners.items()):
-            if transports.endpoint_of(listener) == endpoint:
-                del self._listeners[fd]
-                self._core.unregister(fd)
-                self._core.post(listener.close)
+        for listener in [one for one in self._listeners if one.endpoint == endpoint]:
+            listener.stop()
+            self._core.post(listener.end)
 
     def dial(self, endpoint: str, hello: Hello, handler: Handler) -> Connection:
         """Begin to connect and return at once: what is sent before the handshake ends is queued; failure
-        comes to ``handler.on_close``. Raises EndpointError for what is no endpoint."""
+        comes to ``handler.on_close``. Raises EndpointError for what is no endpoint, ReactorClosed."""
         self._check_open()
         transports.split_endpoint(endpoint)
         conn = self._make(handler, endpoint)
@@ -154,13 +151,12 @@ class Reactor:
 
     def add_reader(self, fd: int, callback: Callable[[int], None]) -> None:
         """``callback(fd)`` on the leader's thread whenever ``fd`` is readable or at its end."""
-        self._add_io(fd, IN, lambda mask: callback(fd))
+        self.add_io(fd, IN, lambda mask: callback(fd))
 
-    def remove_reader(self, fd: int) -> None:
-        """Before ``fd`` is closed. Unknown descriptors are ignored."""
-        self._core.unregister(fd)
+    def add_io(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
+        """``callback(ready mask)`` on the leader's thread whenever ``fd`` is ready for ``mask`` (see
+        poller)."""
 
-    def _add_io(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
         def entry(ready: int) -> None:
             try:
                 callback(ready)
@@ -171,49 +167,29 @@ class Reactor:
         self._check_open()
         self._core.register(fd, mask, entry)
 
+    def modify_io(self, fd: int, mask: int) -> None:
+        """Watch ``fd``, which was added, for ``mask`` from now on; 0 for a pause."""
+        self._core.modify(fd, mask)
+
+    def remove_reader(self, fd: int) -> None:
+        """End add_reader or add_io, before ``fd`` is closed. Unknown descriptors are ignored. Not on the
+        leader's thread: a callback may be running still."""
+        self._core.unregister(fd)
+
     def _make(self, handler: Handler | None, endpoint: str) -> Connection:
         conn = Connection(self._core, self._max_frame, handler, endpoint, self._connections.discard)
         self._connections.add(conn)
         return conn
 
     def _add_listener(
-        self, listener: transports.ListeningSocket, on_accept: Callable[[Connection], Handler]
-    ) -> None:
-        self._check_open()
-        fd = listener.fileno()
-        self._listeners[fd] = listener
+        self, sock: transports.ListeningSocket, on_accept: Callable[[Connection], Handler]
+    ) -> str:
+        def on_socket(accepted: socket.socket) -> None:
+            self._make(None, "").open_accepted(accepted, ServerHandshake(self._token), on_accept)
 
-        def entry(mask: int) -> None:
-            self._accept(fd, listener, on_accept, entry)
-
-        self._core.register(fd, IN, entry)
-
-    def _accept(
-        self,
-        fd: int,
-        listener: transports.ListeningSocket,
-        on_accept: Callable[[Connection], Handler],
-        entry: Callable[[int], None],
-    ) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                sock = listener.accept()[0]
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # The peer stays in the queue and the listener readable: look again later, not in a loop.
-                    log_warning(f"cannot accept connections for now: {error}")
-                    self._core.unregister(fd)
-                    self._core.call_later(ACCEPT_PAUSE_S, lambda: self._accept_again(fd, entry))
-                    return
-                continue  # that peer has hung up already
-            transports.prepare(sock)
-            self._make(None, "").open_accepted(sock, ServerHandshake(self._token), on_accept)
-
-    def _accept_again(self, fd: int, entry: Callable[[int], None]) -> None:
-        if fd in self._listeners:
-            self._core.register(fd, IN, entry)
+        listener = Listener(self._core, sock, on_socket)
+        self._listeners.append(listener)
+        return listener.endpoint
 
     # --- posts and timers (any thread)
 
@@ -247,7 +223,7 @@ class Reactor:
     def wait(
         self, waiter: Waiter, timeout: float | None = None, *, on_block: Callable[[], None] | None = None
     ) -> bool:
-        """Block until ``waiter.done`` (True) or for ``timeout`` seconds (False).
+        """Block until ``waiter.done`` (True) or for ``timeout`` seconds (False); 0 polls once.
 
         ``on_block`` is called once if that takes over ~1 ms, with no lock held. Raises KeyboardInterrupt on
         the main thread after ``set_interrupt``, ReactorClosed after ``close``, RuntimeError inside a handler
@@ -274,13 +250,19 @@ class Reactor:
                 elif entry is _OUST:
                     self._core.sleeping = False
             if entry is _FOLLOW:
-                on_block = self._follow(waiter, deadline, main, on_block)
+                on_block = self._follow(waiter, now, deadline, main, on_block)
             elif entry is _OUST:
                 self._core.bell.ring()
             if self._election.leader is waiter:
                 self._lead(waiter, now, deadline, main, on_block)
         finally:
-            self._leave(waiter)
+            with self._mutex:
+                promoted = self._election.leave(waiter)
+                unpark = promoted is None and self._election.unpark()
+            if promoted is not None:
+                _open_gate(promoted.gate)
+            elif unpark:
+                _open_gate(self._background_gate)
             inside.discard(ident)
             if main:
                 self._main_waiter = None
@@ -288,44 +270,40 @@ class Reactor:
         if main and self._interrupt:
             self._interrupt = False
             raise KeyboardInterrupt
-        if self._closed is not None and not waiter.done:
+        if self._closed is not None:
             self._finish_closing()
-            raise ReactorClosed(self._closed)
+            if not waiter.done:
+                raise ReactorClosed(self._closed)
         return waiter.done
 
-    def _leave(self, waiter: Waiter) -> None:
-        with self._mutex:
-            promoted = self._election.leave(waiter)
-            unpark = promoted is None and self._election.unpark()
-        if promoted is not None:
-            _open_gate(promoted.gate)
-        elif unpark:
-            _open_gate(self._background_gate)
-
     def _follow(
-        self, waiter: Waiter, deadline: float | None, main: bool, on_block: Callable[[], None] | None
+        self,
+        waiter: Waiter,
+        now: float,
+        deadline: float | None,
+        main: bool,
+        on_block: Callable[[], None] | None,
     ) -> Callable[[], None] | None:
         """Sleep until done, promoted, or out of time. Returns ``on_block`` if it is still to be called."""
-        gate = waiter.gate
-        block_at = monotonic() + BLOCK_S if on_block is not None else None
-        while not waiter.done and self._election.leader is not waiter and self._closed is None:
-            if main and self._interrupt:
+        gate, election = waiter.gate, self._election
+        block_at = None if on_block is None else now + BLOCK_S
+        while not waiter.done and election.leader is not waiter and self._closed is None:
+            if (main and self._interrupt) or (deadline is not None and now >= deadline):
                 break
-            now = monotonic()
-            if deadline is not None and now >= deadline:
-                break
-            if on_block is not None and block_at is not None and now >= block_at:
+            if block_at is not None and now >= block_at:
                 callback, on_block, block_at = on_block, None, None
+                assert callback is not None
                 callback()
-                continue
-            until = _earlier(deadline, block_at)
-            gate.acquire(True, -1 if until is None else min(until - now, threading.TIMEOUT_MAX))
+            else:
+                until = _earlier(deadline, block_at)
+                gate.acquire(True, -1 if until is None else min(until - now, threading.TIMEOUT_MAX))
+            now = monotonic()
         return on_block
 
     def _lead(
         self,
         waiter: Waiter,
-        now: float,
+        began: float,
         deadline: float | None,
         main: bool,
         on_block: Callable[[], None] | None,
@@ -333,35 +311,41 @@ class Reactor:
         """Poll until done, out of time, interrupted or closed."""
         core = self._core
         poll = core.poller.poll
-        spin = self._spin_time()
+        now = monotonic()
+        spin = self._spin
+        if self._spin_skip:
+            self._spin_skip -= 1
+            spin = 0.0
         spin_until = now + spin
-        slept = False
-        block_at = now + BLOCK_S if on_block is not None else None
-        once = deadline is not None and now >= deadline  # a timeout of 0 still polls
+        if deadline is not None and now >= deadline:
+            spin_until = deadline = now + 1e-9  # poll once, without sleeping
+        block_at = None if on_block is None else began + BLOCK_S
         while not waiter.done and self._closed is None and not (main and self._interrupt):
-            if now < spin_until or once:
-                events = poll(0, 128)
+            if now < spin_until:
+                events = poll(0, MAX_EVENTS)
             else:
-                slept = True
+                if spin:  # it did not pay: no more of it in this wait, nor in the next few
+                    spin = 0.0
+                    self._spin_skip = self._spin_penalty
+                    self._spin_penalty = min(MAX_SPIN_SKIP, 2 * self._spin_penalty)
                 events = self._poll_asleep(waiter, main, _earlier(deadline, block_at), now)
             if events:
                 core.dispatch(events)
-                if waiter.done:
-                    break
-                spin_until = monotonic() + spin
             if core.posts or core.new_timers:
                 core.housekeep()
             now = monotonic()
-            due = core.timer_due
-            if due is not None and due <= now:
+            if events:
+                spin_until = now + spin
+            if core.timers and core.timers[0][0] <= now:
                 core.housekeep()
-            if on_block is not None and block_at is not None and now >= block_at:
+            if block_at is not None and now >= block_at and not waiter.done:
                 callback, on_block, block_at = on_block, None, None
+                assert callback is not None
                 callback()
             if deadline is not None and now >= deadline:
                 break
         if spin:
-            self._judge_spin(slept)
+            self._spin_penalty = 1
 
     def _poll_asleep(
         self, waiter: Waiter, main: bool, until: float | None, now: float
@@ -372,42 +356,29 @@ class Reactor:
         if until is not None and (timeout < 0 or until - now < timeout):
             timeout = max(0.0, until - now)
         core.sleeping = True
-        if core.posts or core.new_timers or waiter.done or self._closed is not None or (main and self._interrupt):
+        if core.has_work or waiter.done or self._closed is not None or (main and self._interrupt):
             timeout = 0.0
         events = core.poll(timeout)
         core.sleeping = False
         return events
 
-    def _spin_time(self) -> float:
-        """Seconds to spin in this wait: none where spinning has not paid of late."""
-        if self._spin_skip:
-            self._spin_skip -= 1
-            return 0.0
-        return self._spin
-
-    def _judge_spin(self, slept: bool) -> None:
-        if slept:
-            self._spin_skip = self._spin_penalty
-            self._spin_penalty = min(64, self._spin_penalty * 2)
-        else:
-            self._spin_penalty = 1
-
     def poll(self) -> bool:
         """One round without sleeping, if nobody leads. Cheap: for loops that submit. Returns whether anything
         came."""
         ident = _get_ident()
-        if ident in self._inside or self._closed is not None or not self._mutex.acquire(False):
+        if ident in self._inside or self._closed is not None:
             return False
-        me = self._poll_waiter
-        core = self._core
+        me, core, mutex = self._poll_waiter, self._core, self._mutex
         self._inside.add(ident)
         try:
+            if not mutex.acquire(False):
+                return False
             try:
                 entry = self._election.try_enter(me)
                 if entry is _OUST:
                     core.sleeping = False
             finally:
-                self._mutex.release()
+                mutex.release()
             if entry is _FOLLOW:
                 return False
             try:
@@ -416,11 +387,19 @@ class Reactor:
                 events = core.poll(0)
                 core.dispatch(events)
                 core.housekeep()
-                return bool(events)
             finally:
-                self._leave(me)
+                with mutex:
+                    promoted = self._election.leave(me)
+                    unpark = promoted is None and self._election.unpark()
+                if promoted is not None:
+                    _open_gate(promoted.gate)
+                elif unpark:
+                    _open_gate(self._background_gate)
         finally:
             self._inside.discard(ident)
+        if self._closed is not None:
+            self._finish_closing()
+        return bool(events)
 
     def inside(self) -> bool:
         """Whether the calling thread is inside the reactor (a handler, or a finalizer that interrupted
@@ -439,11 +418,8 @@ class Reactor:
                     tick = election.tick()
                 if tick is Tick.LEAD:
                     self._lead_in_background()
-                elif tick is Tick.PARK:
-                    gate.acquire()
-                    continue
                 if self._closed is None:
-                    gate.acquire(True, TICK_S)
+                    gate.acquire(True, -1 if tick is Tick.PARK else TICK_S)
         finally:
             with mutex:
                 promoted = election.retire()
@@ -482,13 +458,14 @@ class Reactor:
     # --- processes with one thread
 
     def run_forever(self) -> None:
-        """Lead until ``stop``."""
-        self._forever.done = False
+        """Lead until ``stop`` or ``close``, without spinning."""
+        self._spin = 0.0
         with contextlib.suppress(ReactorClosed):
             self.wait(self._forever)
+        self._forever.done = False
 
     def stop(self) -> None:
-        """End ``run_forever``. From any thread, or a handler, or a signal handler."""
+        """End ``run_forever``, or the next one. From any thread, handler or signal handler."""
         self.notify(self._forever)
 
     # --- signals, forks, the end
@@ -507,12 +484,11 @@ class Reactor:
         return self._core.poller.fileno()
 
     def close(self) -> None:
-        """End all waits (ReactorClosed), the background thread and all connections (without ``on_close``)."""
+        """End all waits (ReactorClosed), the background thread and all connections, without ``on_close``.
+        From a handler: as soon as it has returned."""
         if self._closed is None:
             self._closed = f"minray's reactor {self.name!r} has been closed"
-        with self._mutex:
-            followers = self._election.followers
-        for waiter in followers:
+        for waiter in self._election.followers:
             _open_gate(waiter.gate)
         _open_gate(self._background_gate)
         self._core.wake()
@@ -521,31 +497,31 @@ class Reactor:
     def _finish_closing(self) -> None:
         """Wait until nobody polls, then let go of everything. On a thread that is inside, its wait does
         it."""
-        if self._torn_down or _get_ident() in self._inside:
+        ident = _get_ident()
+        if self._torn_down or ident in self._inside:
             return
+        self._inside.add(ident)
         closer = Waiter()
         closer.gate = _locked()
         with self._mutex:
+            if self._torn_down:
+                return
+            self._torn_down = True
             entry = self._election.enter(closer)
         if entry is not Entry.LEAD:
             self._core.bell.ring()
             if entry is _FOLLOW:
                 closer.gate.acquire(True, CLOSE_S)
-        background = self._background
-        if background is not None and background is not threading.current_thread():
-            background.join(CLOSE_S)
-        if not self._torn_down:
-            self._torn_down = True
-            self._tear_down()
-
-    def _tear_down(self) -> None:
+        if self._background is not None:
+            self._background.join(CLOSE_S)
         for conn in list(self._connections):
             conn.end()
-        for listener in self._listeners.values():
-            listener.close()
-        self._listeners.clear()
+        for listener in self._listeners:
+            listener.end()
         self._connections.clear()
+        self._listeners.clear()
         self._core.close()
+        self._inside.discard(ident)
 
     def after_fork_child(self) -> None:
         """In a child forked from a process that uses minray: close every descriptor and be dead from now on.
@@ -553,13 +529,14 @@ class Reactor:
         self._closed = "this process was forked from one that uses minray: it has no runtime of its own"
         self._torn_down = True
         self._mutex = threading.Lock()
+        self._election = Election(background=False)
         self._inside = set()
         self._background = None
+        self._main_waiter, self.main_waiting = None, False
         for conn in list(self._connections):
             conn.abandon()
-        for listener in self._listeners.values():
-            with contextlib.suppress(OSError):
-                os.close(listener.detach())
+        for listener in list(self._listeners):
+            listener.abandon()
         self._connections.clear()
         self._listeners.clear()
         self._core.close()
@@ -569,7 +546,7 @@ class Reactor:
             raise ReactorClosed(self._closed)
 
     def _on_bell(self, mask: int) -> None:
-        if self._election.background is not _OUSTED:  # else it must hear it too
+        if self._election.background is not _OUSTED:  # else that thread must hear it too
             self._core.bell.silence()
 
     def __repr__(self) -> str:
@@ -578,7 +555,7 @@ class Reactor:
 
 
 def _locked() -> Any:
-    lock = _new_lock()
+    lock = threading.Lock()
     lock.acquire()
     return lock
 
@@ -586,8 +563,10 @@ def _locked() -> Any:
 def _open_gate(gate: Any) -> None:
     """Let one sleeper through, now or when it comes. Gates count to one: opening an open gate changes
     nothing."""
-    with contextlib.suppress(RuntimeError):
+    try:
         gate.release()
+    except RuntimeError:  # it is open
+        return
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:

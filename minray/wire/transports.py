@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import threading
 from collections import deque
@@ -27,7 +28,7 @@ from minray.wire.errors import ConnectionLost, WireError
 BACKLOG = 1024
 UNIX_PATH_MAX = 100  # the kernel's bound is 107 (103 on macOS); keep clear of both
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
-_LOOPBACK = ("127.", "::1", "localhost")
+_LOOPBACK_V4 = re.compile(r"127(\.\d{1,3}){3}")
 
 
 class EndpointError(WireError, ValueError):
@@ -62,7 +63,10 @@ def split_tcp(rest: str) -> tuple[str, int]:
 def is_loopback(endpoint: str) -> bool:
     """Whether nobody outside this machine can reach a listener there."""
     kind, rest = split_endpoint(endpoint)
-    return kind != "tcp" or split_tcp(rest)[0].startswith(_LOOPBACK)
+    if kind != "tcp":
+        return True
+    host = split_tcp(rest)[0]
+    return host in ("localhost", "::1") or _LOOPBACK_V4.fullmatch(host) is not None
 
 
 class MemoryNetwork:
@@ -150,9 +154,9 @@ def make_listener(request: str) -> tuple[ListeningSocket, str]:
         return MemoryNetwork.default.listen(rest), request
     if kind == "unix":
         if not hasattr(socket, "AF_UNIX"):
-            raise EndpointError(f"this platform has no unix sockets for {request!r}: listen on tcp:127.0.0.1:0")
+            raise EndpointError(f"no unix sockets here for {request!r}: listen on tcp:127.0.0.1:0")
         if len(os.fsencode(rest)) > UNIX_PATH_MAX:
-            raise EndpointError(f"socket path of more than {UNIX_PATH_MAX} bytes: {rest!r}; choose a shorter folder")
+            raise EndpointError(f"socket path of over {UNIX_PATH_MAX} bytes: {rest!r}; use a shorter folder")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         address: str | tuple[str, int] = rest
     else:

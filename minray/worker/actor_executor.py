@@ -59,7 +59,7 @@ class ActorExecutor:
         self._waiter: Waiter | None = None
         self._mode: _Mode | None = None
         self._meta = {"name": self.spec["class_name"], "n": 1, "depth": self.options.get("depth", 1)}
-        self._main = threading.get_ident()
+        self._main = threading.main_thread().ident
         self._blocked = False
         rt.handle(Cancel, lambda c, m: self._on_cancel(c.tag, m))
         rt.handle(StreamAck, lambda c, m: self._on_stream_ack(c.tag, m))
@@ -488,9 +488,10 @@ class _AsyncioMode(_Mode):
             self._arrived.extendleft(reversed(actor.take_queued()))
             self._told = True
         loop.call_soon(self._start_arrived)
+        rt.always_background = True
+        rt.reactor.set_background_demand(True)
         while actor.exiting is None:
-            with rt.reactor.lent_to_asyncio(loop):
-                loop.run_forever()
+            loop.run_forever()
         rt.exit_actor_process(actor.exiting)
 
 

@@ -64,11 +64,15 @@ class ActorOps(StreamOps):
         core = self.core
         s = serialize((args, kwargs))
         me = core.me
-        refs = [(r._id, r._owner or me, False) for r in s.refs]
+        refs = [(self._checked(r), r._owner or me, False) for r in s.refs]
         stored = s.total > self.config.inline_limit
-        payload: Any = (s.data, [bytes(b) for b in s.buffers], refs)
+        payload: Any
         if stored:
-            payload = ("stored", (*self.write(s), refs), core.object_id(core.next_seq(), 0), me)
+            large_id = core.object_id(core.next_seq(), 0)
+            payload = ("stored", (*self.write(large_id, s), refs), large_id, me)
+            self.store.report([large_id], me[1])
+        else:
+            payload = (s.data, [bytes(b) for b in s.buffers], refs)
         seq = core.next_seq()
         handle_id = core.object_id(seq, 0)
         with self.lock:

@@ -18,7 +18,7 @@ from typing import Any
 from minray import exceptions
 from minray._base.options import _covers
 from minray.object_ref import DynamicObjectRefGenerator
-from minray.wire.messages import RESULTS, Address, Sealed, pack
+from minray.wire.messages import RESULTS, Address
 from minray.wire.reactor import Waiter
 from minray.worker import errors
 from minray.worker.running import Running
@@ -145,14 +145,13 @@ class Caller:
     def outgoing(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
         """One value on its way to the owner, with the grants for the references inside it."""
         rt = self.rt
-        status, stored, nested = rt.encode(value)
+        status, stored, nested = rt.encode(value, object_id)
         if status == INLINE and type(stored) is bytes:
             return status, stored
         owner = running.owner
         with rt.lock:
             if status == STORED:
-                _, segment, offset, length = stored[0]
-                rt.node.send(pack(Sealed([(object_id, owner[1], segment, offset, length)])))
+                rt.store.report([object_id], owner[1])
             refs = []
             me = rt.core.me
             for ref in nested:

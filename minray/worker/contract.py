@@ -180,7 +180,9 @@ class Runtime(Protocol):
         or, with get_if_exists, the weak record of whoever has it."""
         ...
 
-    def prepare_method(self, actor: ActorRecord, method: str, options: MethodOptions, meta: MethodMeta) -> Any:
+    def prepare_method(
+        self, actor: ActorRecord, method: str, options: MethodOptions, meta: MethodMeta
+    ) -> Any:
         """As ``prepare_task``, for one method of one actor. ``options`` is complete: num_returns is never
         None; max_task_retries and retry_exceptions may be None: then the actor's hold. ``method`` may be
         one of IMPLICIT_METHODS. Must not keep ``actor`` itself (see the invariants); its
@@ -279,7 +281,8 @@ class Runtime(Protocol):
         ...
 
     def stream_completed_ref(self, stream_id: bytes) -> ObjectRef[Any]:
-        """The object of index 1: ready when the task has ended; None, or raises what ended it."""
+        """The object of index 1: ready when the task has ended. None, also if the body raised; ``get`` raises
+        if the task was cancelled, its process died, or an argument could not be computed."""
         ...
 
     def release_stream(self, stream_id: bytes) -> None:

@@ -7,6 +7,7 @@ by worker.service, or by the simulator:
 
     ("send", address, tuple)   ("node", Message)   ("gcs", method, args)   ("timer", s, what, number)
     ("release", owner, id, n)  ("borrow", owner, id, taker)  ("watch", worker_id)  ("freed", id, record)
+    ("report", id): this process's own stored object is about to be heard of elsewhere
 
 An error value is a tuple of built-ins whose first item says which (see worker.errors); nothing here
 unpickles anything. A payload is ``bytes``, or ``(data, buffers, refs)`` with refs =
@@ -16,6 +17,7 @@ unpickles anything. A payload is ``bytes``, or ``(data, buffers, refs)`` with re
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from typing import Any
 
 from minray.wire.messages import FETCH, VALUES, ActorUpdate, Address, Died, GiveBack, LeaseGrant
@@ -27,6 +29,7 @@ from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY,
 from minray.worker.tasks import Function, Stream, Task
 
 FIRST_RETURN = (1).to_bytes(4, "little")
+FAILURES_KEPT = 100
 PICKLED_NONE = b"\x80\x05N."
 END_OF_STREAM = ("end_of_stream",)
 
@@ -51,6 +54,7 @@ class Core:
         self._count = itertools.count(1)
         self._first = job_id + FIRST_RETURN
         self.dead: set[bytes] = set()  # processes whose death has been announced
+        self.failures: deque[tuple[str, Any]] = deque(maxlen=FAILURES_KEPT)  # (task name, error value)
 
     # -- ids ---------------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class Core:
             if record.status == ERROR:
                 task.error = ("dependency", task.name, record.value)
                 return
-            record.shared = True
+            self._share(object_id, record)
             top.append((where, record.status, record.value, object_id, record.owner or self.me))
         extra = dict(task.extra) if task.extra else {}
         extra["top"] = top
@@ -189,6 +193,8 @@ class Core:
             self.owner.pump(touched, now)
 
     def _outcome(self, task: Task, status: int, value: Any) -> None:
+        if status == ERROR:
+            self.failures.append((task.name, value))
         if task.stream is not None:
             self._end_stream(task, status, value)
         elif status == MULTI:
@@ -288,9 +294,15 @@ class Core:
     def _send_value(self, object_id: bytes, record: ObjectRecord, taker: Address) -> None:
         value = record.value
         if record.status != ERROR and type(value) is not bytes:
-            record.shared = True
+            self._share(object_id, record)
             value = (value[0], value[1], self.give_all(record.contains, taker))
         self.effects.append(("send", taker, (VALUES, [(object_id, record.status, value)])))
+
+    def _share(self, object_id: bytes, record: ObjectRecord) -> None:
+        """Its value goes to another process; a location must be known to the node before."""
+        if record.status == STORED and record.owner is None and not record.shared:
+            record.shared = True
+            self.effects.append(("report", object_id))
 
     def give_all(self, ids: tuple[bytes, ...], taker: Address) -> list[tuple[bytes, Address, bool]]:
         """The references of a value that goes to ``taker``, as they travel."""
@@ -431,6 +443,7 @@ class Core:
             self.owner.on_worker_died(
                 msg.lease_no, (msg.running_seq, msg.running_attempt), msg.cause, now
             )
+        self.owner.on_death(msg.worker_id, msg.cause, now)
         self.dead.add(msg.worker_id)
         for object_id in self.refs.on_death(msg.worker_id):
             record = self.objects[object_id]

@@ -8,7 +8,7 @@ without unpickling anything:
     ("cancelled", task name)                 ("crashed", task name, certificate)
     ("actor_died", class, actor_id, cause)   ("actor_unavailable", class, actor_id, cause)
     ("unschedulable", task name, text)       ("owner_died", object_id, owner address)
-    ("freed", object_id)                     ("end_of_stream",)
+    ("freed", object_id)                     ("end_of_stream",)                ("session_over",)
 
 Called by worker.objects (out) and worker.executor (in).
 """
@@ -61,6 +61,8 @@ def _plain(value: Any) -> BaseException:
         )
     if kind == "unschedulable":
         return exc.TaskUnschedulableError(f"Task {value[1]} can never be scheduled. {value[2]}")
+    if kind == "session_over":
+        return exc.LocalRayletDiedError()
     if kind == "end_of_stream":
         return exc.ObjectRefStreamEndOfStreamError("the generator has ended")
     if kind == "owner_died":

@@ -60,7 +60,7 @@ class Executor:
         self._waiter: Waiter | None = None
         self._name = ""
         self._leave: Callable[[], None] | None = None  # what to do instead of the next task
-        self._main = threading.get_ident()
+        self._main = threading.main_thread().ident
         for cls, handler in (
             (LeaseConfirm, lambda _c, m: self._confirmed(m)),
             (LeaseRevoke, lambda _c, m: self.queue.on_revoke(m.lease_no)),
@@ -243,7 +243,6 @@ class Executor:
             with self.rt.lock:
                 self.outbox.flush()
                 self.queue.end()
-                self.rt.retire("max_calls reached")
                 self.rt.leave()
 
     def _set_name(self, name: str) -> None:

@@ -32,7 +32,6 @@ from minray.wire.messages import (
     ActorUpdate,
     Address,
     Died,
-    Free,
     GiveBack,
     Hello,
     LeaseGrant,
@@ -209,7 +208,7 @@ class Link:
         batch = effects[:]
         effects.clear()
         releases: dict[bytes, tuple[Address, list[tuple[bytes, int]]]] | None = None
-        freed: list[tuple[bytes, int, int, int]] | None = None
+        freed: list[tuple[bytes, Any]] = []
         for effect in batch:
             kind = effect[0]
             if kind == "send":
@@ -222,10 +221,9 @@ class Link:
                 owner = effect[1]
                 releases.setdefault(owner[1], (owner, []))[1].append((effect[2], effect[3]))
             elif kind == "freed":
-                one = self._freed(effect[1], effect[2])
-                if one is not None:
-                    freed = freed or []
-                    freed.append(one)
+                self._freed(effect[1], effect[2], freed)
+            elif kind == "report":
+                self.store.report([effect[1]], self.core.me[1])
             elif kind == "timer":
                 self.reactor.call_later(effect[1], partial(self._on_timer, effect[2], effect[3]))
             elif kind == "borrow":
@@ -238,19 +236,16 @@ class Link:
             for owner, items in releases.values():
                 if owner[1] not in self.core.dead:
                     self.peer(owner).send((RELEASES, items))
-        if freed is not None:
-            self.node.send(pack(Free(freed)))
+        if freed:
+            self.store.free(freed)
 
-    def _freed(self, object_id: bytes, record: Any) -> tuple[bytes, int, int, int] | None:
-        """An object's record is gone: give its memory back. Returns what the node must be told."""
+    def _freed(self, object_id: bytes, record: Any, freed: list[tuple[bytes, Any]]) -> None:
+        """An object's record is gone: its memory goes, or the actor that it stood for."""
         actor_id = self._actor_refs.pop(object_id, None)
         if actor_id is not None:
             self.tell_gcs("actor_out_of_scope", actor_id)
         elif record.status == STORED and record.owner is None:
-            location = record.value[0]
-            if record.shared or not self.store.free_own(location):
-                return (object_id, location[1], location[2], location[3])
-        return None
+            freed.append((object_id, record.value[0]))
 
     def peer(self, address: Address) -> Connection:
         """The connection to that process; made if there is none."""

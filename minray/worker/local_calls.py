@@ -32,12 +32,8 @@ class ActorExit(BaseException):
     """What ``exit_actor()`` raises: leaves the actor's code, whatever it catches."""
 
 
-class DependencyFailed(Exception):
-    """An argument could not be computed: its error value."""
-
-
-class Interrupted(BaseException):
-    """Ctrl-C while user code ran inside ``.remote()``: goes on to the driver as KeyboardInterrupt."""
+class Failed(Exception):
+    """The call fails with the error value in ``args[0]``; its body does not run (any more)."""
 
 
 def result_id(task_id: bytes, index: int) -> bytes:
@@ -54,14 +50,17 @@ class Call:
         "asyncio_task",
         "context",
         "done",
+        "failure",
         "group",
         "hold",
         "method",
         "name",
         "num_returns",
+        "on_exit",
         "payload",
         "retries",
         "rt",
+        "stream",
         "task_id",
         "top",
         "wants_retry",
@@ -83,8 +82,11 @@ class Call:
         self.wants_retry: Callable[[BaseException], bool] = lambda error: False
         self.actor_id: bytes | None = context.actor_id
         self.actor_repr: Callable[[], str] | None = None
+        self.on_exit: Callable[[], tuple[Any, ...]] | None = None  # the actor ends: what the caller is told
         self.asyncio_task: Any = None
+        self.stream: Any = None  # where its items go, if it is a streaming generator
         self.done = False
+        self.failure: tuple[Any, ...] | None = None  # the error value it failed with
 
     # --- arguments --------------------------------------------------------------------------------
 
@@ -102,12 +104,12 @@ class Call:
         self.payload = encode((plain, named))
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Fresh copies, the values of references put in. Raises DependencyFailed."""
+        """Fresh copies, the values of references put in. Raises Failed."""
         args, kwargs = ([], {}) if self.payload is None else decode(self.payload)
         for where, ref in self.top:
             found = self.rt.objects.find(ref)
             if found.status == ERROR:
-                raise DependencyFailed(found.value)
+                raise Failed(("dependency", self.name, found.value))
             value = decode(found.value)
             if isinstance(where, int):
                 args[where] = value
@@ -150,18 +152,26 @@ class Call:
 
     def succeed(self, encoded: list[Encoded]) -> None:
         """Settle the results."""
-        self._finish()
+        if self.stream is not None:
+            self.stream.end()
+            return
+        self.finish()
         for object_id, value in zip(self.result_ids(), encoded, strict=True):
             self.rt.objects.settle(object_id, VALUE, value)
 
     def fail(self, error_value: tuple[Any, ...]) -> None:
         """Settle the results with an error value."""
-        self._finish()
+        self.failure = error_value
+        if self.stream is not None:
+            self.stream.end(error_value)
+            return
+        self.finish()
         self.rt.note_error(error_value, self.name)
         for object_id in self.result_ids():
             self.rt.objects.settle(object_id, ERROR, error_value)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """It is answered: let go of what it needed."""
         self.done = True
         self.rt.forget_call(self)
         self.payload = None
@@ -172,8 +182,11 @@ class Call:
 
     def error_value(self, error: BaseException) -> tuple[Any, ...]:
         """The error value for what user code (or the way to it) raised."""
-        if isinstance(error, DependencyFailed):
-            return ("dependency", self.name, error.args[0])
+        if isinstance(error, Failed):
+            value: tuple[Any, ...] = error.args[0]
+            return value
+        if self.on_exit is not None and isinstance(error, (ActorExit, SystemExit)):
+            return self.on_exit()
         if isinstance(error, KeyboardInterrupt):
             return ("cancelled", self.name)
         if isinstance(error, exceptions.TaskCancelledError) and self.context.canceled:
@@ -191,7 +204,7 @@ class Call:
 
     def should_retry(self, error: BaseException) -> bool:
         """Whether to run it once more; counts the attempt."""
-        if self.retries == 0 or self.context.canceled or isinstance(error, DependencyFailed):
+        if self.retries == 0 or self.context.canceled or isinstance(error, Failed):
             return False
         if not self.wants_retry(error):
             return False
@@ -204,23 +217,21 @@ class Call:
 def run_inline(call: Call, function: Callable[..., Any]) -> None:
     """Run a call to its end on this thread.
 
-    Raises ActorExit (after which the actor settles the call), Interrupted for a real Ctrl-C, and the
-    debugger's BdbQuit.
+    Raises KeyboardInterrupt for a real Ctrl-C (one that no ``raise`` statement made), and the debugger's BdbQuit.
     """
     while True:
         token = CONTEXT.set(call.context)
         try:
             args, kwargs = call.arguments()
-            with environment(call.context.env_vars):
+            with environment(call.context):
                 encoded = call.encode_result(function(*args, **kwargs))
-        except (ActorExit, bdb.BdbQuit) as error:
-            if isinstance(error, bdb.BdbQuit):
-                call.fail(call.error_value(error))
+        except bdb.BdbQuit as error:  # the user leaves the debugger: end the program, not the task
+            call.fail(call.error_value(error))
             raise
         except BaseException as error:  # all that user code raises is the task's outcome
             if isinstance(error, KeyboardInterrupt) and not was_raised_by_code(error):
                 call.fail(("cancelled", call.name))
-                raise Interrupted from error
+                raise
             if call.should_retry(error):
                 continue
             call.fail(call.error_value(error))
@@ -243,8 +254,11 @@ def was_raised_by_code(error: BaseException) -> bool:
 
 
 @contextmanager
-def environment(env_vars: dict[str, str]) -> Iterator[None]:
-    """Run with these environment variables (the call's runtime_env), and put the old ones back."""
+def environment(context: TaskContext) -> Iterator[None]:
+    """Run with the call's environment variables (its runtime_env, its GPUs), and put the old ones back."""
+    env_vars = context.env_vars
+    if context.gpu_ids:
+        env_vars = {**env_vars, "CUDA_VISIBLE_DEVICES": ",".join(map(str, context.gpu_ids))}
     if not env_vars:
         yield
         return
@@ -262,7 +276,17 @@ def _exit_code(error: SystemExit) -> int:
     return 0 if error.code is None else 1
 
 
-def error_report(error_value: tuple[Any, ...], name: str) -> dict[str, Any]:
-    """An entry of ``error_info()``."""
-    error = errors.to_exception(error_value)
-    return {"type": "task", "message": f"{name} failed with:\n\n{error}", "timestamp": time.time()}
+class ErrorReport:
+    """An entry of ``error_info()``, put into words when somebody asks."""
+
+    __slots__ = ("_at", "_name", "_value")
+
+    def __init__(self, error_value: tuple[Any, ...], name: str) -> None:
+        self._value = error_value
+        self._name = name
+        self._at = time.time()
+
+    def tell(self) -> dict[str, Any]:
+        """As users see it."""
+        error = errors.to_exception(self._value)
+        return {"type": "task", "message": f"{self._name} failed with:\n\n{error}", "timestamp": self._at}

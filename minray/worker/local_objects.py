@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from minray.exceptions import RaySystemError
 from minray.object_ref import ObjectRef, make_ref
 from minray.worker import errors
 from minray.worker.serialization import deserialize, serialize
@@ -119,7 +120,10 @@ class ObjectTable:
         """A fresh copy of its value; raises its error."""
         if found.status == ERROR:
             raise errors.to_exception(found.value)
-        return decode(found.value)
+        try:
+            return decode(found.value)
+        except Exception as error:  # what a class of the user raises when it is unpickled
+            raise RaySystemError(f"the value cannot be unpickled: {type(error).__name__}: {error}") from error
 
     def drain(self) -> list[bytes]:
         """Apply what ``__del__`` gave back. The ids of the objects that are gone."""

@@ -41,6 +41,7 @@ class LocalStream:
         self._produced = 0
         self._peeked: ObjectRef[Any] | None = None  # handed out before its item was there
         self._completed = self._objects.new(result_id(call.task_id, 1))
+        call.stream = self
 
     # --- producer ---------------------------------------------------------------------------------
 
@@ -72,8 +73,9 @@ class LocalStream:
             self._objects.changed.notify_all()
         if peeked is not None:
             self._objects.settle(peeked._id, ERROR, END_OF_STREAM)
-        self.call._finish()
-        outcome = (VALUE, NONE) if error_value is None else (ERROR, error_value)
+        self.call.finish()
+        body_ran = error_value is None or error_value[0] == "task"
+        outcome = (VALUE, NONE) if body_ran else (ERROR, error_value)
         self._objects.settle(self._completed._id, *outcome)
 
     def _slot(self) -> ObjectRef[Any]:
@@ -83,6 +85,11 @@ class LocalStream:
 
     def advance(self) -> None:
         """Make the next item, where that is the consumer's business."""
+
+    def cancel(self) -> None:
+        """End it with TaskCancelledError as its last item."""
+        self.call.context.canceled = True
+        self.end(("cancelled", self.call.name))
 
     def abandon(self) -> None:
         """The consumer is gone."""
@@ -155,7 +162,7 @@ class PulledStream(LocalStream):
             call.rt.wait_for_arguments(call)
             token = CONTEXT.set(call.context)
             try:
-                with environment(call.context.env_vars):
+                with environment(call.context):
                     if self._generator is None and self._start is not None:
                         args, kwargs = call.arguments()
                         start, self._start = self._start, None
@@ -172,14 +179,9 @@ class PulledStream(LocalStream):
                 CONTEXT.reset(token)
 
     def run_to_end(self) -> None:
-        """What an actor does before its next call."""
+        """What an actor does before its next call, and whoever waits for ``completed()``."""
         while not self.ended:
             self.advance()
-
-    def completed(self) -> ObjectRef[Any]:
-        """As in the base class. Whoever asks for the end wants the generator to run."""
-        self.run_to_end()
-        return super().completed()
 
     def abandon(self) -> None:
         """The consumer is gone, so the generator ends where it is (its ``finally`` clauses run)."""
@@ -193,8 +195,8 @@ class PulledStream(LocalStream):
         """End it with TaskCancelledError as its last item."""
         with self._running:
             if not self.ended:
-                self.call.context.canceled = True
                 self._close()
+                self.call.context.canceled = True
                 self._stop(("cancelled", self.call.name))
 
     def _close(self) -> None:

@@ -10,25 +10,27 @@ Used by worker.submission and worker.executor (arguments, results) and by the pu
 from __future__ import annotations
 
 import sys
+from pickle import loads
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
 
-from minray.exceptions import GetTimeoutError, ObjectRefStreamEndOfStreamError, RaySystemError
+from minray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, RaySystemError
 from minray.object_ref import ObjectRef, make_ref
-from minray.wire.messages import Address, PinForever, Unpin, pack
+from minray.store.client import Gone
+from minray.store.errors import StoreFull
+from minray.wire.messages import Address, PinForever, pack
 from minray.wire.reactor import Waiter
 from minray.worker import errors
 from minray.worker.link import LOST, Link
 from minray.worker.references import ObjectRecord
-from minray.worker.serialization import Serialized, deserialize, serialize
+from minray.worker.serialization import Serialized, deserialize, layout, load_object, serialize
 from minray.worker.tasks import ERROR, INLINE, STORED
 
 PENDING = 0
 SAY_AFTER_S = 60.0  # a get that has waited this long says on what
 
-Encoded = tuple[int, Any]  # status, value
 
 
 class GetWaiter(Waiter):
@@ -64,35 +66,50 @@ class CountWaiter(Waiter):
 
 
 class _Callback:
-    """on_ready: a function to call, once."""
+    """on_ready: a function to call, once. While one waits, somebody must read: the background thread."""
 
-    __slots__ = ("function",)
+    __slots__ = ("function", "ops")
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, ops: ObjectOps, function: Callable[[], None]) -> None:
+        self.ops = ops
         self.function = function
+        ops.callbacks += 1
+        if ops.callbacks == 1:
+            ops.reactor.set_background_demand(True)
 
     def ready(self, _id: bytes | None, _record: Any) -> None:
+        ops = self.ops
+        ops.callbacks -= 1
+        if ops.callbacks == 0 and not ops.always_background:
+            ops.reactor.set_background_demand(False)
         self.function()
 
 
 class ObjectOps(Link):
     """put, get, wait and the encoding of values."""
 
+    callbacks = 0  # unanswered on_ready
+    always_background = False  # asyncio actors: the main thread belongs to their event loop
+
     # -- encoding ------------------------------------------------------------------------------------
 
-    def encode(self, value: Any) -> tuple[int, Any, list[ObjectRef[Any]]]:
+    def encode(self, value: Any, object_id: bytes) -> tuple[int, Any, list[ObjectRef[Any]]]:
         """(status, value without its references, nested ObjectRefs). Not under the lock."""
-        s = serialize(value)
+        s = serialize(value, self.config.inline_limit)
         if s.total <= self.config.inline_limit:
             if not s.buffers and not s.refs:
                 return INLINE, s.data, s.refs
             return INLINE, (s.data, [bytes(b) for b in s.buffers]), s.refs
-        return STORED, self.write(s), s.refs
+        return STORED, self.write(object_id, s), s.refs
 
-    def write(self, s: Serialized) -> tuple[Any, int]:
+    def write(self, object_id: bytes, s: Serialized) -> tuple[Any, int]:
         """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError."""
         self.must_not_wait("storing a large value")
-        return self.store.write(s), s.total
+        size, chunks = layout(s)
+        try:
+            return self.store.write(object_id, size, chunks), size
+        except StoreFull as error:
+            raise ObjectStoreFullError(str(error), error.info) from None
 
     def with_refs(self, value: Any, refs: list[tuple[bytes, Address, bool]]) -> Any:
         """The value as it travels: with its nested references."""
@@ -104,12 +121,10 @@ class ObjectOps(Link):
         """The Python value. Not under the lock; the caller keeps the object in use meanwhile."""
         if status == INLINE:
             if type(value) is bytes:
-                return deserialize(value, (), ())
+                return loads(value)
             return deserialize(value[0], value[1], self.take_refs(value[2]))
         if status == STORED:
-            location, _, refs = value
-            data, buffers = self.open_stored(object_id, location, owner)
-            return deserialize(data, buffers, self.take_refs(refs))
+            return self.open_stored([(object_id, value, owner)])[0]
         raise errors.to_exception(value)
 
     def take_refs(self, refs: list[tuple[bytes, Address, bool]]) -> list[ObjectRef[Any]]:
@@ -124,30 +139,47 @@ class ObjectOps(Link):
             self.leave()
         return made
 
-    def open_stored(self, object_id: bytes, location: Any, owner: Address | None) -> tuple[Any, list[Any]]:
-        """Views of a stored object; it is held (and pinned at its node) until the last is gone."""
-        with self.lock:
-            self.core.refs.hold(object_id, owner)
-        gone = partial(self.post, partial(self._view_gone, object_id, self.store.is_own(location)))
-        try:
-            return self.store.read(object_id, location, gone)  # type: ignore[no-any-return]
-        except BaseException:
-            self.post(partial(self.core.refs.unhold, object_id))
-            raise
+    def open_stored(self, objects: list[tuple[bytes, Any, Address | None]]) -> list[Any]:
+        """The values of stored objects (id, stored value, owner), with at most one question to the node.
 
-    def _view_gone(self, object_id: bytes, own: bool) -> None:
-        if not own and not self.closed:
-            self.node.send(pack(Unpin([object_id])))
-        self.core.refs.unhold(object_id)
+        Each is held until the last view of its memory is gone: an array may outlive its reference.
+        """
+        refs, unhold = self.core.refs, self.core.refs.unhold
+        with self.lock:
+            for object_id, _, owner in objects:
+                refs.hold(object_id, owner)
+        held = [partial(self.post, partial(unhold, object_id)) for object_id, _, _ in objects]
+        try:
+            holds = self.store.acquire([(object_id, value[0]) for object_id, value, _ in objects])
+        except BaseException:
+            for let_go in held:
+                let_go()
+            raise
+        values = []
+        failure: Exception | None = None
+        for (object_id, value, _), hold, let_go in zip(objects, holds, held, strict=True):
+            if isinstance(hold, Gone) or failure is not None:
+                let_go()
+                if isinstance(hold, Gone):
+                    failure = ObjectLostError(object_id.hex(), None, "", hold.reason)
+                else:
+                    hold.release()
+            else:
+                try:
+                    values.append(load_object(hold, self.take_refs(value[2]), let_go))
+                except Exception as error:  # user code in unpickling; the other holds must still go
+                    failure = error
+        if failure is not None:
+            raise failure
+        return values
 
     # -- put -----------------------------------------------------------------------------------------
 
     def put(self, value: Any) -> ObjectRef[Any]:
         """See the contract."""
-        status, stored, nested = self.encode(value)
         core = self.core
-        seq = core.next_seq()
-        object_id = core.object_id(seq, 0)
+        object_id = core.object_id(core.next_seq(), 0)
+        status, stored, nested = self.encode(value, object_id)
         ref = make_ref(object_id, None, self)
         if self.owned():
             self.inbox.append(partial(self._put, object_id, status, stored, nested))
@@ -180,12 +212,20 @@ class ObjectOps(Link):
             self.must_not_wait("get")
         records = self._await(refs, timeout)
         out = []
+        stored: list[int] = []
         for ref, record in zip(refs, records, strict=True):
             value = record.value
             if record.status == INLINE and type(value) is bytes:
-                out.append(deserialize(value, (), ()))
+                out.append(loads(value))
+            elif record.status == STORED:
+                stored.append(len(out))
+                out.append(None)
             else:
                 out.append(self.decode(ref._id, record.status, value, ref._owner))
+        if stored:
+            loaded = self.open_stored([(refs[i]._id, records[i].value, refs[i]._owner) for i in stored])
+            for i, value in zip(stored, loaded, strict=True):
+                out[i] = value
         return out
 
     def _await(self, refs: list[ObjectRef[Any]], timeout: float | None) -> list[ObjectRecord]:
@@ -348,12 +388,10 @@ class ObjectOps(Link):
                 record = self._unknown(ref)
             pending = record.status == PENDING and not self.closed
             if pending:
-                self.core.when_ready(ref._id, record, _Callback(callback))
+                self.core.when_ready(ref._id, record, _Callback(self, callback))
                 self.core.calls.flush()
             self.leave()
-        if pending:
-            self.reactor.call_soon(_nothing)  # whoever sleeps must read for us
-        else:
+        if not pending:
             callback()
 
     # -- references that leave or come back by plain pickle --------------------------------------------
@@ -387,10 +425,3 @@ class ObjectOps(Link):
                 record.value = ("freed", object_id)
             self.leave()
         return make_ref(object_id, None if mine else owner, self)
-
-
-def _nothing() -> None:
-    """For call_soon: wakes the poller, no more."""
-
-
-__all__ = ["Encoded", "ObjectOps", "ObjectRefStreamEndOfStreamError"]

@@ -209,6 +209,8 @@ class TaskManager:
         if msg.ended:
             self._drop_lease(lease)
             key.told = min(key.told, len(key.leases))  # ask anew
+            if key.retires:
+                self.effects.append(("node", LeaseReturn(lease.lease_no, True)))
             self._requeue_charged(lease, key)
         self._requeue(key, back)
         self.pump(key, now)
@@ -337,6 +339,15 @@ class TaskManager:
         for lease in self.leases.values():
             if lease.worker[1] == worker_id:
                 lease.broken = lease.closed = True
+                self.effects.append(("watch", worker_id))
+
+    def on_death(self, worker_id: bytes, cause: dict[str, Any], now: float) -> None:
+        """A watched process is dead. A lease that we still hold on it is over at the node already, so its
+        worker had finished, or given back, all of it: what we did not hear of may have run."""
+        for lease in [x for x in self.leases.values() if x.worker[1] == worker_id]:
+            last = next(reversed(lease.inflight.values()), None)
+            running = (last.seq, last.attempt) if last is not None else (-1, -1)
+            self.on_worker_died(lease.lease_no, running, cause, now)
 
     # -- invariants --------------------------------------------------------------------------------
 

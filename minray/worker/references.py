@@ -161,6 +161,8 @@ class ReferenceTable:
         False where the taker needs none, because it owns the object itself.
         """
         record = self.objects[object_id]
+        if taker[1] == self.me[1]:
+            return False  # a worker that runs a task of its own
         if record.owner is None:
             self._lend(object_id, record, taker)
             return True

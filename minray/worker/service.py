@@ -14,23 +14,38 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from minray._base.config import Config
 from minray._base.resources import from_units
-from minray.exceptions import LocalRayletDiedError, RaySystemError
+from minray.exceptions import RaySystemError
 from minray.store import segments
-from minray.store.client import StoreClient
+from minray.store.client import IDLE_S, StoreClient
 from minray.wire.errors import WireError
-from minray.wire.messages import CALLS, TASKS, Blocked, ExitWorker, Hello, LogAck, LogLines, Message, Registered
-from minray.wire.messages import Unblocked, pack
+from minray.wire.messages import (
+    CALLS,
+    TASKS,
+    Blocked,
+    ExitWorker,
+    ExtentGrant,
+    ExtentRefused,
+    Freed,
+    Hello,
+    Message,
+    Pinned,
+    Registered,
+    SegmentsGone,
+    Trim,
+    Unblocked,
+    pack,
+)
 from minray.wire.reactor import Reactor, Waiter
+from minray.worker import errors
 from minray.worker.actors import ActorOps
 from minray.worker.contract import TaskContext
 from minray.worker.core import Core
 from minray.worker.running import RUNNING, Running
-
-CRASHES_KEPT = 100
 
 
 class _Waits:
@@ -63,8 +78,9 @@ class CoreWorker(ActorOps):
         self.namespace = ""
         self.session: dict[str, Any] = {}
         self._deeper = {}
-        self._errors: list[dict[str, Any]] = []
+        self._trim_due = False
         self._registered = Waiter()
+        self._lost = Waiter()  # the node's connection is gone
         self._registration: Registered | None = None
         self._init_submission()
         self.handle(Registered, self._on_registered)
@@ -103,13 +119,12 @@ class CoreWorker(ActorOps):
         self.store = StoreClient(
             segments.from_spec(msg.session["segment_dir"]),
             node_id=msg.node_id,
-            worker_id=self.worker_id,
             send=self.tell_node,
             waits=_Waits(self),
             before_allocate=self._let_go,
             wake=lambda: self.post(self.store.drain),
         )
-        for cls in self.store.messages:
+        for cls in (ExtentGrant, ExtentRefused, Freed, Pinned, SegmentsGone, Trim):
             self.handle(cls, lambda _c, m: self.store.on_message(m))
 
     def tell_node(self, msg: Message) -> None:
@@ -117,9 +132,21 @@ class CoreWorker(ActorOps):
         self.node.send(pack(msg))
 
     def _let_go(self) -> None:
+        """Before room is looked for in the store: what was dropped is free."""
         if not self.owned():
             with self.lock:
                 self.leave()
+                if not self._trim_due:
+                    self._trim_due = True
+                    self.reactor.call_later(IDLE_S, self._trim)
+
+    def _trim(self) -> None:
+        """Extents that were empty for a while go back to the node."""
+        next_due = self.store.trim_idle()
+        if next_due is None or self.closed:
+            self._trim_due = False
+        else:
+            self.reactor.call_later(max(1.0, next_due - monotonic()), self._trim)
 
     # -- about itself ----------------------------------------------------------------------------------
 
@@ -142,7 +169,11 @@ class CoreWorker(ActorOps):
     def error_info(self) -> list[dict[str, Any]]:
         """See the contract."""
         with self.lock:
-            return list(self._errors)
+            failures = list(self.core.failures)
+        return [
+            {"type": "task", "message": f"Remote function {name} failed with:\n\n{errors.to_exception(value)}"}
+            for name, value in failures
+        ]
 
     def exit_actor(self) -> None:
         """See the contract."""
@@ -174,10 +205,11 @@ class CoreWorker(ActorOps):
         super().on_node_lost(error)
         if not self.closed:
             self.closed = True
-            self._fail_all(LocalRayletDiedError.__name__)
+            self._fail_all()
         self.reactor.notify(self._registered)
+        self.reactor.notify(self._lost)
 
-    def _fail_all(self, _why: str) -> None:
+    def _fail_all(self) -> None:
         """Wake everybody who waits for an object: they see that the session is over."""
         if self.core is None:
             return
@@ -192,7 +224,7 @@ class CoreWorker(ActorOps):
         """Let go of sockets, threads and mappings."""
         with self.lock:
             self.closed = True
-            self._fail_all("")
+            self._fail_all()
         self.store.close()
         self.reactor.close()
 
@@ -219,7 +251,12 @@ class WorkerRuntime(CoreWorker):
         self._resource_ids: dict[str, list[tuple[int, int]]] = {}
         self._gpu_env: str | None = None
         self._retiring: str | None = None
+        self.prepare_executor: Callable[[Registered], None] = lambda _msg: None  # main's: before any task
         self.handle(ExitWorker, self._on_exit_order)
+
+    def _start(self, msg: Registered) -> None:
+        super()._start(msg)
+        self.prepare_executor(msg)
 
     def on_other(self, conn: Any, raw: tuple[Any, ...]) -> None:
         """Link: TASKS and CALLS are ours, too."""
@@ -309,7 +346,7 @@ class WorkerRuntime(CoreWorker):
     def cancel_children(self, running: Running) -> None:
         """Cancel what the running task has submitted. Under the lock."""
         for task in [*self.core.owner.tasks.values(), *self.core.calls.tasks.values()]:
-            if task.children is running:
+            if task.parent is running:
                 self.core.cancel_task(task, force=False, recursive=True)
 
     # -- the end -----------------------------------------------------------------------------------------
@@ -387,6 +424,3 @@ class WorkerRuntime(CoreWorker):
             if not any(c.buffered for c in conns):
                 return
             self.reactor.wait(waiter, 0.01)
-
-
-__all__ = ["CoreWorker", "LogAck", "LogLines", "WorkerRuntime"]

@@ -1,14 +1,15 @@
 """Session folders: one per session, in one folder per user, swept when their processes are dead.
 
-    <temp root>/                     minray-<uid> in the system's temporary folder, 0700, ours; or temp_dir
-      s_<prefix>/                    0700; prefix: ten random characters, also the name of the session's segments
+    <temp root>/                     minray-<uid> in the system's temporary folder, 0700; or temp_dir
+      s_<prefix>/                    0700; prefix: ten random characters, also of its segments' names
         session.info                 who lives here (see ``SessionInfo``)
         token                        the cluster's shared secret in hexadecimal, 0600
         sock                         where the head listens, if it listens on a unix socket
         logs/ …                      what node, zygote and workers put there
 
-Called by ``launch`` (make, record, sweep) and by whoever looks for running sessions (``find_sessions``). A folder
-appears under its name only with its record inside, so that a sweep by another start never meets a young one.
+Called by ``launch`` (make, record, sweep) and by whoever looks for running sessions (``find_sessions``). A
+folder appears under its name only with its record inside, so that another start's sweep never meets a young
+one.
 
 Invariants: nothing outside the temp root is touched, HOME least of all; a folder is removed only if every
 recorded process is dead, judged by pid and start time on the machine (and in the container) that wrote it.
@@ -159,7 +160,8 @@ def sweep_dead(root: str, limit: int = 20) -> list[str]:
 
     Two starts may sweep the same one at the same time. Whatever cannot be removed stays for the next start.
     """
-    place, removed = this_place(), []
+    place = this_place()
+    removed: list[str] = []
     for name in sorted(os.listdir(root)):
         if len(removed) == limit:
             break

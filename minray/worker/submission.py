@@ -17,6 +17,7 @@ from minray.object_ref import ObjectRef, make_generator, make_ref
 from minray.worker.functions import dumps_function
 from minray.worker.link import LOST
 from minray.worker.objects import ObjectOps
+from minray.worker.running import RUNNING
 from minray.worker.serialization import Serialized, serialize
 from minray.worker.tasks import DYNAMIC, STORED, STREAMING, Function, SchedulingKey, Task
 
@@ -114,6 +115,7 @@ class Submission(ObjectOps):
                 self.depth,
                 f"task {description}",
                 pipelined=options.max_calls == 0 and not options.resources.get(GPU),
+                retires=options.max_calls > 0,
             )
             self.core.owner.keys[key.number] = key
         return key
@@ -138,7 +140,7 @@ class Submission(ObjectOps):
                 self._key_count += 1
                 key = SchedulingKey(
                     self._key_count, old.resources, old.strategy, old.env_vars, self.depth, old.description,
-                    pipelined=old.pipelined,
+                    pipelined=old.pipelined, retires=old.retires,
                 )  # fmt: skip
                 self.core.owner.keys[key.number] = key
                 self._function_count += 1
@@ -152,6 +154,8 @@ class Submission(ObjectOps):
     def _submit(self, task: Task, keep: Any) -> Any:
         """Hand it to the core, and make what the caller gets. ``keep``: argument refs, alive until then."""
         core = self.core
+        if self.depth:
+            task.parent = RUNNING.get()
         if self.owned():
             self.inbox.append(partial(self._submit_late, task, keep))
             n = 1 if task.num_returns == DYNAMIC else task.num_returns
@@ -219,18 +223,19 @@ class Submission(ObjectOps):
             task.payload = s.data
             return keep
         me = self.core.me
-        refs = [(r._id, r._owner or me, False) for r in s.refs]
+        refs = [(self._checked(r), r._owner or me, False) for r in s.refs]
         task.payload = (s.data, [bytes(b) for b in s.buffers], refs)
         task.nested = tuple(r[0] for r in refs)
         return keep, s.refs
 
     def _store_arguments(self, task: Task, s: Serialized) -> Any:
         """Large arguments: an object of their own in shared memory, which lives as long as the task."""
-        stored = self.write(s)
         core = self.core
         object_id = core.object_id(task.seq, 0)
+        stored = self.write(object_id, s)
         me = core.me
-        refs = [(r._id, r._owner or me, False) for r in s.refs]
+        self.store.report([object_id], me[1])
+        refs = [(self._checked(r), r._owner or me, False) for r in s.refs]
 
         def own() -> None:
             record = core.refs.own(object_id)

@@ -100,9 +100,9 @@ class TaskQueue:
             self._give_back(self.owner, lease_no, back, ended=False, blocked=self.blocked)
 
     def end(self) -> None:
-        """The worker itself ends the lease (max_calls)."""
+        """The worker itself ends the lease (max_calls); the owner returns it to the node."""
         if not self.ended:
-            self._end()
+            self._end(tell_node=False)
 
     def block(self) -> None:
         """The user code waits inside the runtime: others may have the CPU and the tasks."""
@@ -139,14 +139,15 @@ class TaskQueue:
         self.queue.clear()
         return self.running is not None
 
-    def _end(self) -> None:
+    def _end(self, *, tell_node: bool = True) -> None:
         self.ended = True
         self.blocked = False
         back = list(self.queue)
         self.queue.clear()
         if self.owner is not None:
             self._give_back(self.owner, self.lease_no, back, ended=True, blocked=False)
-        self.effects.append(("node", LeaseEnded(self.lease_no)))
+        if tell_node:
+            self.effects.append(("node", LeaseEnded(self.lease_no)))
 
     def _give_back(
         self, owner: Address, lease_no: int, specs: list[Spec], *, ended: bool, blocked: bool

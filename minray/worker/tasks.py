@@ -62,13 +62,13 @@ class Task:
         "actor",
         "attempt",
         "cancelled",
-        "children",
         "error",
         "extra",
         "function",
         "lease",
         "nested",
         "num_returns",
+        "parent",
         "payload",
         "retries",
         "seq",
@@ -101,7 +101,7 @@ class Task:
         self.actor: Any = None
         self.cancelled = False
         self.stream: Stream | None = None
-        self.children: Any = None
+        self.parent: Any = None  # the Running that submitted it, in a worker
 
     @property
     def name(self) -> str:
@@ -165,6 +165,7 @@ class SchedulingKey:
         "pipelined",
         "queue",
         "resources",
+        "retires",
         "steal_timer",
         "strategy",
         "told",
@@ -181,6 +182,7 @@ class SchedulingKey:
         description: str,
         *,
         pipelined: bool,
+        retires: bool = False,
     ) -> None:
         self.number = number
         self.resources = resources
@@ -189,6 +191,7 @@ class SchedulingKey:
         self.depth = depth
         self.description = description
         self.pipelined = pipelined  # not for max_calls and GPU tasks
+        self.retires = retires  # max_calls: a worker that ends its lease is done for good
         self.queue: deque[Task] = deque()
         self.leases: dict[int, Lease] = {}
         self.unfinished = 0  # queued here or in flight

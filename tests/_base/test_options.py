@@ -263,7 +263,7 @@ class TestCommon:
         assert option_checks.runtime_env("runtime_env", None) is None
 
     def test_what_is_accepted_and_has_no_effect(self) -> None:
-        for given in (
+        accepted: list[dict[str, Any]] = [
             {"placement_group": None},
             {"placement_group": "default", "placement_group_bundle_index": -1},
             {"placement_group_capture_child_tasks": False},
@@ -271,7 +271,8 @@ class TestCommon:
             {"_labels": {"a": "b"}},
             {"_metadata": {"a": 1}},
             {"enable_task_events": False},
-        ):
+        ]
+        for given in accepted:
             validate_task_options(given)
             validate_actor_options(given)
 
@@ -389,5 +390,5 @@ class TestNumReturns:
 
     @pytest.mark.parametrize("num_returns", ["streaming", "dynamic"])
     def test_generators_only(self, num_returns: str) -> None:
-        with pytest.raises(ValueError, match="generator functions .*: 'f' is not"):
+        with pytest.raises(ValueError, match=r"generator functions .*: 'f' is not"):
             resolve_num_returns(num_returns, False, "'f'")

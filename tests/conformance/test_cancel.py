@@ -9,6 +9,7 @@ import time
 import pytest
 
 from .target import (
+    IS_RAY,
     eventually,
     exceptions,
     minray_only,
@@ -156,7 +157,7 @@ def test_b34_force_kills_the_worker(gate, tmp_path):
     ref = stubborn.remote(gate)
     gate.arrivals()
     ray.cancel(ref, force=True)
-    with pytest.raises((exceptions.WorkerCrashedError, exceptions.TaskCancelledError)):
+    with pytest.raises(exceptions.TaskCancelledError):
         ray.get(ref, timeout=30)
     pid = int((tmp_path / "pid").read_text())
 
@@ -227,8 +228,9 @@ def test_b34_a_task_that_needs_a_cancelled_one_fails(gate):
     dependent = echo.remote(victim)
     gate.arrivals()
     ray.cancel(victim)
-    with pytest.raises(exceptions.RayError):
+    with pytest.raises(exceptions.TaskCancelledError) as caught:
         ray.get(dependent)
+    assert isinstance(caught.value, exceptions.RayTaskError)
 
 
 @needs_concurrency
@@ -307,7 +309,8 @@ def test_b35_a_queued_actor_task_never_runs(gate):
     assert ray.get(running) == "opened"
     with pytest.raises(exceptions.TaskCancelledError):
         ray.get(queued)
-    assert ray.get(actor.echo.remote("later")) == "later"
+    if not IS_RAY:  # which may lose count of the calls and fail this one after 30 seconds
+        assert ray.get(actor.echo.remote("later")) == "later"
 
 
 @ray.remote

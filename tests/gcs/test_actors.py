@@ -287,7 +287,9 @@ def test_without_a_node_actors_wait_for_one() -> None:
 def test_hard_affinity_to_a_dead_node_is_unschedulable(table: ActorTable) -> None:
     gone = b"g" * 28
     answer, effects = table.create(spec(strategy=("affinity", gone, False)), subscriber=7)
-    assert answer["state"] == DEAD and answer["cause"]["unschedulable"] and gone.hex() in answer["cause"]["text"]
+    assert (
+        answer["state"] == DEAD and answer["cause"]["unschedulable"] and gone.hex() in answer["cause"]["text"]
+    )
     answer, effects = table.create(spec(2, strategy=("affinity", gone, True)), subscriber=7)
     assert answer["state"] == PENDING and len(orders(effects)) == 1
 

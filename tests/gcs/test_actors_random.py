@@ -48,7 +48,13 @@ class Actors(RuleBasedStateMachine):
                 assert before is None or before.incarnation <= update.incarnation
                 self.said[update.actor_id] = update
 
-    @rule(number=NUMBERS, named=st.booleans(), restarts=st.integers(-1, 2), detached=st.booleans(), owner=st.integers(0, 1))
+    @rule(
+        number=NUMBERS,
+        named=st.booleans(),
+        restarts=st.integers(-1, 2),
+        detached=st.booleans(),
+        owner=st.integers(0, 1),
+    )
     def create(self, number: int, named: bool, restarts: int, detached: bool, owner: int) -> None:
         self.lives += 1
         made = spec(

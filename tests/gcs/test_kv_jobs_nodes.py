@@ -81,8 +81,7 @@ def test_old_jobs_are_forgotten_and_the_rest_restored() -> None:
     for number in range(1, 6):
         answer, effects = table.add(job_info(number), now=1.0)
         effects += table.finish(answer["job_id"], now=2.0)[1] if number < 5 else []
-        for _, _, key, row in effects:
-            rows[key] = row
+        rows.update({effect[2]: effect[3] for effect in effects})
     rows = {key: row for key, row in rows.items() if row is not None}
     assert len(rows) == 3
     other = JobTable(lambda: "", keep_finished=2)
@@ -123,7 +122,9 @@ def test_placement_prefers_nodes_that_fit_with_few_actors() -> None:
     wish = {"placement_resources": {"GPU": 10_000}}
     assert {table.place(wish, {}) for _ in range(6)} == {bytes([2]) * 28, bytes([3]) * 28}
     assert table.place(wish, {bytes([2]) * 28: 5}) == bytes([3]) * 28
-    assert table.place({"placement_resources": {"TPU": 1}}, {}) is not None  # the node will say it is infeasible
+    assert (
+        table.place({"placement_resources": {"TPU": 1}}, {}) is not None
+    )  # the node will say it is infeasible
 
 
 def test_placement_looks_at_a_sample() -> None:

@@ -137,7 +137,7 @@ def test_producers_and_consumers_lose_nothing(queue: Any) -> None:
     produced = [produce.remote(queue, start) for start in (0, 20)]
     consumed = ray.get([consume.remote(queue) for _ in range(2)])
     ray.get(produced)
-    assert sorted(sum(consumed, [])) == list(range(40))
+    assert sorted(item for items in consumed for item in items) == list(range(40))
 
 
 def test_coroutines(queue: Any) -> None:

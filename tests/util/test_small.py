@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 
 from ..conformance.target import (
-    Gate,
     eventually,
     load_testing,
     minray_only,
     needs_concurrency,
-    needs_processes,
     ray,
     submodule,
     util,
@@ -190,8 +188,7 @@ def test_log_once_is_true_once() -> None:
     assert [util.log_once(key) for _ in range(3)] == [True, False, False]
 
 
-@needs_processes
-def test_named_actors_are_listed(gate: Gate) -> None:
+def test_named_actors_are_listed() -> None:
     @ray.remote(num_cpus=0)
     class Named:
         def ping(self) -> None:

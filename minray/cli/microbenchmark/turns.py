@@ -52,13 +52,19 @@ class Peer:
             start_new_session=os.name == "posix",
         )
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-        self.hello = self._answer(start_limit)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.hello = self._answer(start_limit)
+        except PeerError:
+            self.close()
+            raise
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
+        with self._process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
         self._answers.put("")  # it has ended
 
     def ask(self, request: dict[str, Any], limit: float) -> dict[str, Any]:
@@ -117,6 +123,7 @@ class Peer:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
             self.kill()
+        self._reader.join(grace)
         self._log.close()
 
 

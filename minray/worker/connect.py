@@ -1,0 +1,180 @@
+"""Drivers: a session of this machine started and joined, or a running cluster joined. And their end.
+
+    launch (daemon, zygote) → reactor, own listener → dial the node → Register → CoreWorker
+
+The driver's end ends a session that it started: ``shutdown`` asks, waits, and cleans what is left. Ctrl-C is
+the driver's: it raises KeyboardInterrupt in the main thread, never inside a change of the runtime's state,
+and cancels what the interrupted ``get`` was waiting for.
+
+Called by minray.session. See contract.Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from minray._base.process import own_identity
+from minray.exceptions import RaySystemError
+from minray.wire.errors import WireError
+from minray.wire.messages import Hello, LogLines, Register, pack
+from minray.wire.reactor import Reactor
+from minray.worker.init_options import InitOptions
+from minray.worker.launch import LocalCluster, launch, sibling_endpoint
+from minray.worker.log_printer import LogPrinter
+from minray.worker.service import CoreWorker
+
+REGISTER_S = 30.0
+STOP_S = 2.0
+LAST_LINES_S = 1.0
+
+
+class Driver(CoreWorker):
+    """The runtime of a process that started, or joined, a session."""
+
+    mode = "driver"
+
+    def __init__(self, reactor: Reactor, options: InitOptions, hello: Hello, cluster: LocalCluster) -> None:
+        super().__init__(reactor, options.config, hello)
+        self.cluster = cluster
+        self._printer = LogPrinter(self.tell_node)
+        self._old_sigint: Any = None
+        if options.log_to_driver:
+            self.handle(LogLines, self._printer.on_lines)
+        else:
+            self.handle(LogLines, lambda _c, m: None)
+
+    # -- Ctrl-C --------------------------------------------------------------------------------------
+
+    def install_sigint(self) -> None:
+        """Take Ctrl-C over, unless the program has a handler of its own."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._old_sigint = signal.signal(signal.SIGINT, self._on_sigint)
+
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if not self.closed and self.in_runtime():
+            self.reactor.set_interrupt()
+        else:
+            signal.default_int_handler(number, frame)
+
+    def _restore_sigint(self) -> None:
+        if self._old_sigint is None or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) == self._on_sigint:
+            signal.signal(signal.SIGINT, self._old_sigint)
+        self._old_sigint = None
+
+    def wait_in_user_code(self, wait: Any, waiter: Any, timeout: float | None) -> bool:
+        """Objects: a Ctrl-C that interrupts a wait also cancels this driver's unfinished tasks."""
+        try:
+            return bool(wait(waiter, timeout))
+        except KeyboardInterrupt:
+            self._cancel_everything()
+            raise
+
+    def _cancel_everything(self) -> None:
+        with self.lock:
+            for task in list(self.core.owner.tasks.values()):
+                self.core.cancel_task(task, force=False, recursive=True)
+            self.leave()
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def on_node_lost(self, error: WireError | None) -> None:
+        """The node process is gone: say so once."""
+        if not self.closed and self.core is not None:
+            print(f"minray: the session has ended: {self.cluster.explain_end()}", file=sys.stderr)
+        super().on_node_lost(error)
+
+    def shutdown(self) -> None:
+        """See the contract."""
+        if os.getpid() != self.hello.pid:
+            return
+        self._restore_sigint()
+        with self.lock:
+            was_closed, self.closed = self.closed, True
+            self._fail_all()
+        if not was_closed:
+            self._wait_for_last_lines()
+        self.cluster.stop(STOP_S)
+        self._printer.close(LAST_LINES_S)
+        self.store.close()
+        self.reactor.close()
+
+    def _wait_for_last_lines(self) -> None:
+        """The node ends the workers, forwards what they had printed, and closes the connection."""
+        self.cluster.hang_up()
+        self.reactor.wait(self._lost, STOP_S)
+
+    def after_fork_child(self) -> None:
+        """In a forked child of the driver."""
+        super().after_fork_child()
+        self.cluster.after_fork_child()
+
+
+def start_driver(options: InitOptions) -> Driver:
+    """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
+    if options.address is not None:
+        raise NotImplementedError(
+            f"connecting to a running cluster (address={options.address!r}) is not built yet: leave address out"
+        )
+    node = {
+        "num_cpus": options.num_cpus,
+        "num_gpus": options.num_gpus,
+        "memory": options.memory,
+        "object_store_memory": options.object_store_memory,
+        "resources": options.resources,
+        "labels": options.labels,
+        "node_name": options.node_name,
+        "node_ip_address": options.node_ip_address,
+    }
+    config = options.config
+    cluster = launch(config, node)
+    try:
+        reactor = Reactor(
+            token=cluster.token, max_frame=config.max_frame, spin_us=config.spin_us, background=True, name="driver"
+        )
+        try:
+            return _join(reactor, options, cluster)
+        except BaseException:
+            reactor.close()
+            raise
+    except BaseException:
+        cluster.stop(STOP_S)
+        raise
+
+
+def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster) -> Driver:
+    worker_id = os.urandom(28)
+    pid, started = own_identity()
+    request = sibling_endpoint(cluster.endpoint, cluster.session_dir, "d" + worker_id[:6].hex())
+    rt = Driver(reactor, options, Hello("driver", worker_id, b"", b"", pid, started, ""), cluster)
+    endpoint = reactor.listen(request, rt.accept)
+    rt.hello = hello = Hello("driver", worker_id, b"", b"", pid, started, endpoint)
+    rt.node = reactor.dial(cluster.endpoint, hello, rt)
+    info = {
+        "namespace": options.namespace,
+        "entrypoint": " ".join(sys.argv),
+        "sys_path": _sys_path(),
+        "cwd": os.getcwd(),
+        "metadata": options.metadata,
+        "env_vars": options.env_vars,
+    }
+    rt.node.send(pack(Register(True, -1, info)))
+    try:
+        rt.await_registration(REGISTER_S)
+    except RaySystemError as error:
+        raise RaySystemError(f"{error.client_exc}: {cluster.explain_end()}") from None
+    rt.install_sigint()
+    return rt
+
+
+def _sys_path() -> list[str]:
+    """The driver's import path, so that workers find the modules beside the script."""
+    return [os.path.abspath(folder) for folder in sys.path]
