@@ -86,7 +86,7 @@ _HOME = {
 }
 _MODULES = ("actor", "api", "exceptions", "runtime_context", "util")
 
-__all__ = [  # noqa: RUF022 - sorted with the names above
+__all__ = [
     "ActorClass",
     "ActorClassID",
     "ActorHandle",

@@ -29,14 +29,13 @@ from minray._base.options import (
 from minray.actor_class_def import define_actor_class
 from minray.exceptions import ActorHandleNotFoundError
 from minray.object_ref import ObjectRef
-from minray.worker.call_shape import CallShape
-from minray.worker.contract import CALL_METHOD, IMPLICIT_METHODS, ActorClassDef, ActorRecord, MethodMeta
+from minray.worker.contract import IMPLICIT_METHODS, ActorClassDef, ActorRecord, MethodMeta
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ActorClassInheritanceException(TypeError):  # noqa: N818 - its name is part of the API
+class ActorClassInheritanceException(TypeError):
     """A class was derived from an actor class; derive from the plain class instead."""
 
 
@@ -120,7 +119,7 @@ class ActorHandle:
         meta = record.methods.get(name) or IMPLICIT_METHODS.get(name)
         if meta is None:
             raise AttributeError(
-                f"'ActorHandle' object has no attribute {name!r}: actor {record.class_name} has no such method"
+                f"'ActorHandle' object has no attribute {name!r}: {record.class_name} has no such method"
                 + _suggestion(name, record.methods)
             )
         method = ActorMethod(record, meta, validate_method_options(meta.declared))
@@ -280,7 +279,7 @@ def _check_group(options: MethodOptions, groups: Any, what: str) -> None:
     if group is not None and group not in groups:
         raise ValueError(
             f"{what}: there is no concurrency_group={group!r}; the class has "
-            f"{', '.join(sorted(groups)) or 'none'}: write @minray.remote(concurrency_groups={{{group!r}: …}})"
+            f"{', '.join(sorted(groups)) or 'none'}: write @remote(concurrency_groups={{{group!r}: …}})"
         )
 
 
@@ -301,7 +300,7 @@ def runtime_of(record: ActorRecord) -> Any:
     if record.runtime is not rt:
         raise ActorHandleNotFoundError(
             "ActorHandle objects are not valid across sessions: the handle of "
-            f"{record.class_name} ({record.actor_id.hex()}) was made in another session than the current one. "
+            f"{record.class_name} ({record.actor_id.hex()}) was made in another session than this. "
             "Create the actor again, or look it up by get_actor()."
         )
     return rt

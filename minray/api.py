@@ -64,8 +64,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     if isinstance(object_refs, ObjectRef):
         return rt.get([object_refs], timeout)[0]
     raise ValueError(
-        f"Invalid type of object refs, {type(object_refs)}, is given: {object_refs!r}. get() takes an ObjectRef "
-        "or a list of ObjectRefs."
+        f"Invalid type of object refs, {type(object_refs)}, is given: {object_refs!r}. get() takes an "
+        "ObjectRef or a list of ObjectRefs."
     )
 
 
@@ -81,8 +81,8 @@ def put(value: T) -> ObjectRef[T]:
         rt = current.ensure()
     if isinstance(value, ObjectRef):
         raise TypeError(
-            "Calling 'put' on an ObjectRef is not allowed: it names an object already. If you really want to, "
-            "wrap the ObjectRef in a list and call 'put' on that."
+            "Calling 'put' on an ObjectRef is not allowed: it names an object already. If you really want "
+            "to, wrap the ObjectRef in a list and call 'put' on that."
         )
     ref: ObjectRef[T] = rt.put(value)
     return ref
@@ -176,9 +176,10 @@ def _wait_needs_a_list(given: Any) -> str:
 def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel the task that makes ``ref``. One that has finished is left alone.
 
-    A task that has not started never runs; a running one gets KeyboardInterrupt, or with ``force`` its process
-    is killed. Of actors, coroutines are cancelled; other methods only see ``is_canceled()`` of the runtime
-    context. ``get`` of a cancelled task raises TaskCancelledError (WorkerCrashedError after ``force``).
+    A task that has not started never runs; a running one gets KeyboardInterrupt, or with ``force`` its
+    process is killed. Of actors, coroutines are cancelled; other methods only see ``is_canceled()`` of the
+    runtime context. ``get`` of a cancelled task raises TaskCancelledError (after ``force``,
+    WorkerCrashedError).
 
     Args:
         ref: what ``.remote()`` returned: an ObjectRef or an ObjectRefGenerator.
@@ -235,7 +236,8 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
         raise TypeError(f"get_actor() expects the actor's name as a str, got {name!r}")
     if not name:
         raise ValueError("Please supply a non-empty value to get_actor")
-    return ActorHandle(rt.get_actor(name, check_namespace(namespace)))
+    check_namespace(namespace)
+    return ActorHandle(rt.get_actor(name, namespace))
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:

@@ -70,6 +70,7 @@ def asyncio_future_of(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
     """A future on the running loop that gets the value or error of ``ref``."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
+    door = _door_of(loop)
     rt = _runtime_of(ref)
 
     def settle() -> None:
@@ -82,7 +83,7 @@ def asyncio_future_of(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
         except BaseException as error:  # whatever the task raised is for who awaits
             future.set_exception(error)
 
-    rt.on_ready(ref, lambda door=_door_of(loop): door.post(settle))
+    rt.on_ready(ref, lambda: door.post(settle))
     return future
 
 
@@ -90,35 +91,42 @@ async def until_ready(rt: Any, ref: ObjectRef[Any]) -> None:
     """Return when ``ref`` has a value or an error here."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()
+    door = _door_of(loop)
 
     def settle() -> None:
         if not future.done():
             future.set_result(None)
 
-    rt.on_ready(ref, lambda door=_door_of(loop): door.post(settle))
+    rt.on_ready(ref, lambda: door.post(settle))
     await future
 
 
 class _Completer:
-    """The one thread that completes ``concurrent.futures`` futures of this process, started on first use."""
+    """The one thread that completes ``concurrent.futures`` futures; there only while some are outstanding."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._outstanding = 0
 
-    def start(self) -> None:
+    def expect(self) -> None:
+        """One more ``post`` will come."""
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="minray-futures", daemon=True)
-                self._thread.start()
+            self._outstanding += 1
+            if self._outstanding == 1:
+                threading.Thread(target=self._run, name="minray-futures", daemon=True).start()
 
     def post(self, action: Callable[[], None]) -> None:
+        """Run ``action`` on the thread."""
         self._queue.put(action)
 
     def _run(self) -> None:
         while True:
             self._queue.get()()
+            with self._lock:
+                self._outstanding -= 1
+                if self._outstanding == 0:
+                    return
 
 
 _completer = _Completer()
@@ -128,7 +136,7 @@ def future_of(ref: ObjectRef[Any]) -> Future[Any]:
     """A thread-safe future that gets the value or error of ``ref``."""
     future: Future[Any] = Future()
     rt = _runtime_of(ref)
-    _completer.start()
+    _completer.expect()
 
     def settle() -> None:
         if not future.set_running_or_notify_cancel():
@@ -140,7 +148,11 @@ def future_of(ref: ObjectRef[Any]) -> Future[Any]:
         else:
             future.set_result(value)
 
-    rt.on_ready(ref, lambda: _completer.post(settle))
+    try:
+        rt.on_ready(ref, lambda: _completer.post(settle))
+    except BaseException:
+        _completer.post(lambda: None)
+        raise
     return future
 
 

@@ -33,7 +33,7 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def cluster_resources() -> dict[str, float]:
-    """All that the living nodes have: name → amount (CPUs, GPUs, bytes of memory). RaySystemError before init."""
+    """All that the living nodes have: name → amount (CPUs, GPUs, bytes). RaySystemError before ``init``."""
     result: dict[str, float] = _running().gcs("cluster_resources")
     return result
 

@@ -4,8 +4,8 @@
                    └───────── everything else ─▶ NodeService ◀─────────────────────────────┘
                                                     └── ActorStarted, Died, add_job … ──▶ GcsService
 
-Started by ``worker.launch`` as ``python -S -c …`` with a listening socket, one end of the zygote's socket pair
-and, on its stdin, a length and a blob of built-in values (see ``read_boot``). One thread, one reactor.
+Started by ``worker.launch`` as ``python -S -c …`` with a listening socket, one end of the zygote's socket
+pair and, on its stdin, a length and a blob of built-in values (see ``read_boot``). One thread, one reactor.
 
 A head that ``init()`` started ends with its driver, however that ends: by the end of stdin (the driver
 closed it, exited, or became another program), by the driver's pidfd (also when a forked child still holds
@@ -235,9 +235,11 @@ class Daemon:
         if not self._ending:
             self._ending = True
             say(f"ends because {reason}")
-            self.node.shutdown(reason)
-            self.gcs.close()
-            self.reactor.stop()
+            self.node.shutdown(reason, self._ended)
+
+    def _ended(self) -> None:
+        self.gcs.close()
+        self.reactor.stop()
 
 
 def say(text: str) -> None:
@@ -245,9 +247,15 @@ def say(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] minray daemon {os.getpid()} {text}", file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """The process: boot, serve, end."""
-    boot = read_boot(0)
+def main(folder: str) -> None:
+    """The process: boot, serve, end. ``folder``: the session's."""
+    try:
+        boot = read_boot(0)
+    except EOFError:
+        from minray.node.cleanup import remove_session
+
+        remove_session(folder)
+        raise
     fds = {fd for fd in (boot["listen_fd"], boot["zygote_fd"]) if fd >= 0}
     daemon = Daemon(boot, detach(fds))
     daemon.start()
@@ -256,7 +264,3 @@ def main() -> None:
     say(f"serves {boot['endpoint']} after {time.process_time() * 1000:.0f} ms of CPU time")
     daemon.reactor.run_forever()
     daemon.reactor.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -37,15 +37,16 @@ def remote(**options: Any) -> Callable[[Any], Any]: ...
 def remote(*targets: Any, **options: Any) -> Any:
     """Make a function a remote function, or a class an actor class.
 
-    Use it bare (``@remote``) or with options (``@remote(num_cpus=2)``); ``.options(…)`` changes them per call.
+    Use it bare (``@remote``) or with options (``@remote(num_cpus=2)``); ``.options(…)`` changes them.
 
     Args:
         targets: the function or class, where no options are given.
         options: for functions ``num_cpus`` (1), ``num_gpus`` (0), ``memory`` (bytes), ``resources``,
-            ``num_returns`` (1), ``max_retries`` (3), ``retry_exceptions`` (False), ``max_calls`` (0: no limit),
-            ``name``, ``runtime_env``, ``scheduling_strategy``; for classes the same resources, and ``name``,
-            ``namespace``, ``lifetime``, ``get_if_exists``, ``max_concurrency``, ``concurrency_groups``,
-            ``max_restarts`` (0), ``max_task_retries`` (0), ``max_pending_calls`` (-1: no limit).
+            ``num_returns`` (1), ``max_retries`` (3), ``retry_exceptions`` (False), ``max_calls`` (0: no
+            limit), ``name``, ``runtime_env``, ``scheduling_strategy``; for classes the same resources, and
+            ``name``, ``namespace``, ``lifetime``, ``get_if_exists``, ``max_concurrency``,
+            ``concurrency_groups``, ``max_restarts`` (0), ``max_task_retries`` (0), ``max_pending_calls``
+            (-1: no limit).
 
     Raises:
         TypeError: the target is neither a function nor a class, or an option has the wrong type.

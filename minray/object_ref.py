@@ -272,8 +272,8 @@ class ObjectRefGenerator(Generic[T_co]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
-            "You cannot return or pass a generator to other task: an ObjectRefGenerator belongs to the process"
-            " that called .remote(). Pass the refs that it yields, e.g. list(generator)."
+            "You cannot return or pass a generator to other task: an ObjectRefGenerator belongs to the "
+            "process that called .remote(). Pass the refs that it yields, e.g. list(generator)."
         )
 
     def __repr__(self) -> str:

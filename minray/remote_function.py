@@ -91,10 +91,10 @@ class RemoteFunction(Generic[P, R]):
         return self._definition.function
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> NoReturn:
-        definition = self._definition
+        name = f"{self._definition.module}.{self._definition.name}"
         raise TypeError(
-            f"Remote functions cannot be called directly. Instead of running "
-            f"'{definition.module}.{definition.name}()', try '{definition.module}.{definition.name}.remote()'."
+            f"Remote functions cannot be called directly. Instead of running '{name}()', "
+            f"try '{name}.remote()'."
         )
 
     def __repr__(self) -> str:
@@ -123,8 +123,8 @@ def make_remote_function(function: Callable[P, R], options: dict[str, Any]) -> R
     """Decorate ``function``. Raises as ``RemoteFunction.options`` does; ValueError for ``async def``."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ValueError(
-            f"'async def' should not be used for remote tasks: {function.__qualname__!r} is a coroutine function."
-            " Run it inside an ordinary function by asyncio.run(…), or make it a method of an actor."
+            f"'async def' should not be used for remote tasks: {function.__qualname__!r} is a coroutine "
+            "function. Run it inside an ordinary function by asyncio.run(…), or make it a method of an actor."
         )
     definition = FunctionDef(
         function=function,

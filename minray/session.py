@@ -10,16 +10,18 @@ is called (by ``minray/__init__.py``) when the interpreter exits; no session sta
 
 from __future__ import annotations
 
-import platform
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minray import __version__
 from minray._base import current
-from minray.logging_config import LoggingConfig
 from minray.worker.contract import Runtime
 from minray.worker.init_options import InitOptions
+
+if TYPE_CHECKING:
+    from minray.logging_config import LoggingConfig
 
 _lock = threading.RLock()
 
@@ -36,7 +38,7 @@ class RayContext(Mapping[str, Any]):
 
     def __init__(self, address_info: dict[str, Any]) -> None:
         self.dashboard_url = address_info.get("webui_url") or ""
-        self.python_version = platform.python_version()
+        self.python_version = ".".join(map(str, sys.version_info[:3]))
         self.ray_version = __version__
         self.ray_commit = ""
         self.address_info = address_info
@@ -105,12 +107,18 @@ def init(
             )
         checked = InitOptions.from_keywords(address, options)
         if logging_config is not None:
-            if not isinstance(logging_config, LoggingConfig):
-                raise TypeError(f"logging_config must be a LoggingConfig or None, got {logging_config!r}")
-            logging_config.apply()
+            _apply(logging_config)
         rt = _start(checked)
         current.set(rt)
         return _context(rt)
+
+
+def _apply(logging_config: Any) -> None:
+    from minray.logging_config import LoggingConfig  # few programs use it
+
+    if not isinstance(logging_config, LoggingConfig):
+        raise TypeError(f"logging_config must be a LoggingConfig or None, got {logging_config!r}")
+    logging_config.apply()
 
 
 def _start(options: InitOptions) -> Runtime:

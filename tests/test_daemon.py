@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,9 @@ class FakeNode:
         elif isinstance(message, StopActor):
             self.daemon.send_gcs(ActorEnded(message.actor_id, message.incarnation, {"intended": True}))
 
-    def shutdown(self, reason: str) -> None:
+    def shutdown(self, reason: str, done: Callable[[], None]) -> None:
         self.shut_down.append(reason)
+        done()
 
 
 class Head:

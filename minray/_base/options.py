@@ -105,7 +105,7 @@ class TaskOptions:
 
     def wants_retry(self, error: BaseException) -> bool:
         """Whether ``retry_exceptions`` covers what user code raised."""
-        return _covers(self.retry_exceptions, error)
+        return covers(self.retry_exceptions, error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +153,7 @@ class MethodOptions:
 
     def wants_retry(self, error: BaseException) -> bool:
         """Whether ``retry_exceptions`` covers what user code raised."""
-        return self.retry_exceptions is not None and _covers(self.retry_exceptions, error)
+        return self.retry_exceptions is not None and covers(self.retry_exceptions, error)
 
 
 def validate_task_options(given: Mapping[str, Any]) -> TaskOptions:
@@ -306,7 +306,8 @@ def _actor_resources(values: Mapping[str, Any]) -> tuple[dict[str, int], dict[st
     return resources, dict(resources)
 
 
-def _covers(retry_exceptions: RetryExceptions, error: BaseException) -> bool:
+def covers(retry_exceptions: RetryExceptions, error: BaseException) -> bool:
+    """Whether a ``retry_exceptions`` option names this error."""
     if isinstance(retry_exceptions, bool):
         return retry_exceptions and isinstance(error, Exception)
     return isinstance(error, retry_exceptions)

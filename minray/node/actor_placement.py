@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minray.node.demands import ActorPlacement, Demand, DemandKey, WorkerClass
+from minray.node.demands import ActorPlacement, Demand, DemandKey
 from minray.node.worker_pool import Effect
 from minray.wire.messages import ActorEnded, StartActor
 
@@ -34,7 +34,7 @@ class ActorPlacements:
         self._demands: dict[tuple[bytes, int], Demand] = {}  # waiting or running
         self._seen: dict[bytes, int] = {}  # actor → newest incarnation ever ordered
 
-    def place(self, owner: bytes, job_id: bytes, msg: StartActor, now: float) -> list[Effect]:
+    def place(self, msg: StartActor, now: float) -> list[Effect]:
         """An order of the GCS."""
         if self._seen.get(msg.actor_id, -1) >= msg.incarnation:
             return []
@@ -43,11 +43,13 @@ class ActorPlacements:
         if len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]
         spec = msg.spec
-        actor = ActorPlacement(msg.actor_id, msg.incarnation, spec, dict(spec.get("lifetime_resources") or {}))
+        owner: bytes = spec["owner"][1]
+        lifetime = dict(spec.get("lifetime_resources") or {})
+        actor = ActorPlacement(msg.actor_id, msg.incarnation, spec, lifetime)
         demand = Demand(
             owner,
             _key(msg.actor_id, msg.incarnation),
-            WorkerClass.of(job_id, spec.get("env_vars") or {}),
+            self._table.home(owner, spec["job_id"]).with_env(spec.get("env_vars") or {}),
             1,
             dict(spec.get("placement_resources") or {}),
             0,

@@ -28,10 +28,11 @@ class WorkerClass:
     job_id: bytes
     env_vars: tuple[tuple[str, str], ...] = ()
 
-    @classmethod
-    def of(cls, job_id: bytes, env_vars: dict[str, str]) -> WorkerClass:
-        """From what a demand says."""
-        return cls(job_id, tuple(sorted(env_vars.items())) if env_vars else ())
+    def with_env(self, env_vars: dict[str, str]) -> WorkerClass:
+        """What a child asks for on top of what its parent has."""
+        if not env_vars:
+            return self
+        return WorkerClass(self.job_id, tuple(sorted({**dict(self.env_vars), **env_vars}.items())))
 
 
 @dataclass(frozen=True, slots=True)

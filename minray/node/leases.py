@@ -26,7 +26,7 @@ from minray.node import pressure
 from minray.node.actor_placement import ActorPlacements
 from minray.node.book import ResourceBook, ResourceIds
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
-from minray.node.worker_pool import LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
+from minray.node.worker_pool import IDLE, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
 from minray.wire.messages import (
     Address,
     CreateActor,
@@ -92,19 +92,36 @@ class LeaseTable:
         self.reserved: Demand | None = None  # others are held back for it
         self.wake_at: float | None = None  # when a lease becomes old enough to be revoked
         self.last_start_failure = ""
+        self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
+        self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
         self._grace_s = infeasible_grace_s
         self._last_no = 0
 
+    # -- who there is ------------------------------------------------------------------------------
+
+    def driver_joined(self, driver: bytes, address: Address, job: WorkerClass) -> None:
+        """A driver has registered: ``job`` is what its plain tasks run in."""
+        self.addresses[driver] = address
+        self._homes[driver] = job
+        self._homes[job.job_id] = job
+
+    def home(self, owner: bytes, job_id: bytes = b"") -> WorkerClass:
+        """What the plain tasks of ``owner`` run in: the environment of the owner itself, or of its job."""
+        worker = self.pool.by_id.get(owner)
+        if worker is not None:
+            return worker.worker_class
+        return self._homes.get(owner) or self._homes.get(job_id) or WorkerClass(job_id)
+
     # -- what owners say ---------------------------------------------------------------------------
 
-    def demand(self, owner: bytes, job_id: bytes, msg: LeaseDemand, now: float) -> list[Effect]:
+    def demand(self, owner: bytes, msg: LeaseDemand, now: float) -> list[Effect]:
         """An owner states how many workers it wants for a key."""
         place = (owner, msg.key)
         demand = self.demands.get(place)
         if demand is None:
-            if msg.wanted <= 0:
+            if msg.wanted <= 0 or owner not in self.addresses:
                 return []
-            worker_class = WorkerClass.of(job_id, msg.env_vars)
+            worker_class = self.home(owner).with_env(msg.env_vars)
             demand = Demand(owner, msg.key, worker_class, 0, msg.resources, msg.depth, msg.description)
             self.demands[place] = demand
         if demand.missing <= 0:
@@ -143,12 +160,14 @@ class LeaseTable:
         """An owner has died or left: nothing is granted to it, and what runs for it is stopped."""
         effects: list[Effect] = []
         self.addresses.pop(owner, None)
+        self._homes.pop(owner, None)
         for demand in [d for d in self.demands.values() if d.owner == owner and d.actor is None]:
             self.withdraw(demand)
             for no in sorted(demand.leases):
                 lease = self.leases[no]
                 if lease.kill_at is None:
                     lease.kill_at = now + OWNER_GONE_GRACE_S
+                    self._doomed[no] = lease
                     effects += self.revoke(lease)
         return effects + self.schedule(now)
 
@@ -192,6 +211,12 @@ class LeaseTable:
         lease.blocked, lease.lent = False, 0
         return []
 
+    def connection_lost(self, number: int, now: float) -> None:
+        """A worker does not answer any more: it is given to nobody until its parent says how it ended."""
+        worker = self.pool.workers.get(number)
+        if worker is not None and worker.state == IDLE:
+            self.pool.leave(number, now, graceful=False, reason="")
+
     def _lease_of(self, worker_id: bytes, lease_no: int) -> Lease | None:
         worker = self.pool.by_id.get(worker_id)
         if worker is None or not worker.lease_no:
@@ -202,9 +227,10 @@ class LeaseTable:
         return lease
 
     def exited(
-        self, number: int, cause: dict[str, Any], running: tuple[int, int], now: float
+        self, number: int, cause: dict[str, Any], running: tuple[int, int, int], now: float
     ) -> tuple[PoolWorker | None, list[Effect]]:
-        """A worker's parent has reaped it. ``running``: seq and attempt of the task that it had started."""
+        """A worker's parent has reaped it. ``running``: lease, seq and attempt of the task that it started
+        last."""
         worker = self.pool.exited(number)
         if worker is None:
             return None, []
@@ -216,19 +242,20 @@ class LeaseTable:
             if actor is not None:
                 effects += self.actors.ended(actor, cause)
             else:
-                died = Died(worker.worker_id, lease.no, running[0], running[1], cause)
+                seq, attempt = running[1:] if running[0] == lease.no else (-1, -1)
+                died = Died(worker.worker_id, lease.no, seq, attempt, cause)
                 effects.append(("send", lease.demand.owner, died))
         if self.pool.failed_starts.get(worker.worker_class):
             self.last_start_failure = str(cause.get("text", ""))
-            effects += self._fail_class(worker.worker_class)
+            effects += self._fail_class(worker.worker_class, now)
         effects += self.owner_gone(worker.worker_id, now)
         return worker, effects
 
     # -- what the GCS and drivers say --------------------------------------------------------------
 
-    def start_actor(self, owner: bytes, job_id: bytes, msg: StartActor, now: float) -> list[Effect]:
+    def start_actor(self, msg: StartActor, now: float) -> list[Effect]:
         """Dedicate a worker to an actor, once per incarnation."""
-        return self.actors.place(owner, job_id, msg, now)
+        return self.actors.place(msg, now)
 
     def stop_actor(
         self, actor_id: bytes, incarnation: int, now: float, *, graceful: bool, reason: str
@@ -238,7 +265,7 @@ class LeaseTable:
 
     def prestart(self, job_id: bytes, count: int, now: float) -> list[Effect]:
         """A driver came: have workers ready for it."""
-        return self.pool.prestart(WorkerClass(job_id), count, now)
+        return self.pool.prestart(self.home(b"", job_id), count, now)
 
     def job_gone(self, job_id: bytes, now: float) -> list[Effect]:
         """A driver is gone: its workers end, except detached actors and whoever works for them."""
@@ -249,6 +276,8 @@ class LeaseTable:
             spared |= frontier
         effects = self.actors.job_gone(job_id, spared)
         self.pool.job_gone(job_id)
+        if not spared:
+            self._homes.pop(job_id, None)
         for demand in list(self.demands.values()):
             if demand.worker_class.job_id == job_id and demand.owner not in spared and demand.actor is None:
                 self.withdraw(demand)
@@ -354,6 +383,7 @@ class LeaseTable:
     def end(self, lease: Lease) -> None:
         """Forget a lease and give back what it holds."""
         del self.leases[lease.no]
+        self._doomed.pop(lease.no, None)
         self.book.give(lease.booked(), lease.ids)
         demand = lease.demand
         demand.leases.discard(lease.no)
@@ -384,19 +414,18 @@ class LeaseTable:
         effects = self.pool.tick(now)
         for demand in [d for d in self.infeasible.values() if d.fatal_at is not None and d.fatal_at <= now]:
             effects += self.fail(demand, self._infeasible_text(demand))
-        for lease in self.leases.values():
+        for lease in list(self._doomed.values()):
             if lease.kill_at is not None and lease.kill_at <= now:
-                lease.kill_at = None
+                del self._doomed[lease.no]
                 effects += self.pool.leave(lease.number, now, graceful=False, reason="its owner has died")
         for worker_class in list(self.pool.failed_starts):
-            effects += self._fail_class(worker_class)
+            effects += self._fail_class(worker_class, now)
         return effects + self.schedule(now)
 
-    def _fail_class(self, worker_class: WorkerClass) -> list[Effect]:
+    def _fail_class(self, worker_class: WorkerClass, now: float) -> list[Effect]:
         """If workers of this class die again and again before they can work, whoever waits hears it now."""
-        if self.pool.failed_starts.get(worker_class, 0) < MAX_FAILED_STARTS:
+        if not self.pool.gave_up(worker_class, now):
             return []
-        del self.pool.failed_starts[worker_class]
         waiting = [d for d in self.queue if d.worker_class == worker_class]
         effects: list[Effect] = []
         for demand in waiting:
@@ -410,7 +439,7 @@ class LeaseTable:
     def next_deadline(self) -> float | None:
         """When ``tick`` should be called next; None: not before something happens."""
         moments = [d.fatal_at for d in self.infeasible.values() if d.fatal_at is not None]
-        moments += [x.kill_at for x in self.leases.values() if x.kill_at is not None]
+        moments += [x.kill_at for x in self._doomed.values() if x.kill_at is not None]
         if self.reserved is not None and self.reserved.reserved_at is not None:
             moments.append(self.reserved.reserved_at + pressure.RESERVE_S)
         if self.wake_at is not None:
@@ -437,6 +466,7 @@ class LeaseTable:
             assert worker.lease_no == no and worker.worker_id == lease.worker_id, (worker, lease)
             assert no in lease.demand.leases
             assert lease.lent == 0 or lease.blocked
+        assert self._doomed.keys() <= self.leases.keys()
         for place, demand in self.demands.items():
             assert place == (demand.owner, demand.key)
             assert demand.leases <= self.leases.keys(), demand

@@ -96,6 +96,8 @@ def _start(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
     spare = max(0, pool.soft - (pool.task_workers - for_actors))
     capped: WorkerClass | None = None
     for worker_class in {**plan.actors, **plan.tasks}:
+        if pool.paused(worker_class, now):
+            continue
         have = pool.idle(worker_class) + pool.starting(worker_class)
         actors, tasks = plan.actors.get(worker_class, 0), plan.tasks.get(worker_class, 0)
         for_them = min(room, max(0, actors - have))

@@ -22,7 +22,9 @@ from minray.node.demands import WorkerClass
 
 Effect = tuple[Any, ...]
 STARTING, IDLE, LEASED, ACTOR, LEAVING = "STARTING", "IDLE", "LEASED", "ACTOR", "LEAVING"
+STATES = (STARTING, IDLE, LEASED, ACTOR, LEAVING)
 MAX_FAILED_STARTS = 3
+PAUSE_S = 2.0  # after so many failures while others of the class live: the system's limit, probably
 
 # {(state, event): state}
 TRANSITIONS: dict[tuple[str, str], str] = {
@@ -79,7 +81,8 @@ class WorkerPool:
         self._idle: dict[WorkerClass, dict[int, None]] = {}  # most recently used last
         self._idle_order: dict[int, None] = {}  # of all classes, longest idle first
         self._starting: dict[WorkerClass, dict[int, None]] = {}
-        self._count = dict.fromkeys((STARTING, IDLE, LEASED, ACTOR, LEAVING), 0)
+        self._paused: dict[WorkerClass, float] = {}  # until when none is started
+        self._count = dict.fromkeys(STATES, 0)
 
     # -- questions ---------------------------------------------------------------------------------
 
@@ -107,6 +110,10 @@ class WorkerPool:
     def start_room(self) -> int:
         """How many more may be on their way at once: a flood of processes serves nobody sooner."""
         return max(0, self.max_starting - self._count[STARTING])
+
+    def paused(self, worker_class: WorkerClass, now: float) -> bool:
+        """Whether it is too early to try another start."""
+        return now < self._paused.get(worker_class, now)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -177,8 +184,20 @@ class WorkerPool:
         self._count[worker.state] -= 1
         return worker
 
+    def gave_up(self, worker_class: WorkerClass, now: float) -> bool:
+        """After too many failed starts in a row: True if nobody of the class lives, so that there is no
+        hope. Else whoever waits gets a worker when one is free, and starts are paused for a while."""
+        if self.failed_starts.get(worker_class, 0) < MAX_FAILED_STARTS:
+            return False
+        del self.failed_starts[worker_class]
+        if any(w.worker_class == worker_class and w.state in (IDLE, LEASED) for w in self.workers.values()):
+            self._paused[worker_class] = now + PAUSE_S
+            return False
+        return True
+
     def job_gone(self, job_id: bytes) -> None:
         """Forget what was learnt about a job's workers."""
+        self._paused = {c: until for c, until in self._paused.items() if c.job_id != job_id}
         for worker_class in [c for c in self.failed_starts if c.job_id == job_id]:
             del self.failed_starts[worker_class]
 
@@ -187,6 +206,7 @@ class WorkerPool:
     def tick(self, now: float) -> list[Effect]:
         """Retire who is idle for too long, give up on who never arrived."""
         effects: list[Effect] = []
+        self._paused = {c: until for c, until in self._paused.items() if until > now}
         while len(self._idle_order) > self.cpus:
             worker = self.workers[next(iter(self._idle_order))]
             if now - worker.since < self._idle_s:
@@ -208,7 +228,7 @@ class WorkerPool:
 
     def next_deadline(self) -> float | None:
         """When ``tick`` has something to do next."""
-        moments = []
+        moments = list(self._paused.values())
         if len(self._idle_order) > self.cpus:
             moments.append(self.workers[next(iter(self._idle_order))].since + self._idle_s)
         moments += [self.workers[next(iter(g))].since + self._start_s for g in self._starting.values() if g]

@@ -41,6 +41,11 @@ class SharedObject:
         return union(*(narrowed[process] for process in self.pins))
 
 
+def made_by(object_id: bytes, process: bytes) -> bool:
+    """Whether ``process`` owns the object, as far as its id tells: task ids start like their maker's id."""
+    return object_id[:12] == process[:12]
+
+
 class Catalog:
     """All shared objects of a node."""
 
@@ -48,6 +53,7 @@ class Catalog:
         self.objects: dict[bytes, SharedObject] = {}
         self._pinned_by: dict[bytes, dict[bytes, None]] = {}  # worker_id → its pinned objects
         self._owned_by: dict[bytes, dict[bytes, None]] = {}
+        self._adopted: dict[bytes, None] = {}  # those without a known owner
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -63,10 +69,14 @@ class Catalog:
         if known is None:
             known = self.objects[object_id] = SharedObject(object_id, None, [])
         known.copies.append(copy)
+        known.chosen = None  # the new one may be what its owner knows
         self.bytes += copy[2]
         if known.owner is None and owner is not None:
             known.owner = owner
+            self._adopted.pop(object_id, None)
             self._owned_by.setdefault(owner, {})[object_id] = None
+        elif known.owner is None:
+            self._adopted[object_id] = None
         return known
 
     def pin(self, known: SharedObject, process: bytes) -> None:
@@ -118,6 +128,7 @@ class Catalog:
         for known in pinned:
             self._drop_pins(known, process)
         owned = [self.objects[object_id] for object_id in self._owned_by.get(process, ())]
+        owned += [self.objects[object_id] for object_id in self._adopted if made_by(object_id, process)]
         return pinned, owned
 
     def _drop_pins(self, known: SharedObject, process: bytes) -> None:
@@ -132,6 +143,7 @@ class Catalog:
     def _end(self, known: SharedObject) -> list[Copy]:
         del self.objects[known.object_id]
         self.bytes -= sum(copy[2] for copy in known.copies)
+        self._adopted.pop(known.object_id, None)
         if known.owner is not None:
             owned = self._owned_by[known.owner]
             del owned[known.object_id]
@@ -159,6 +171,7 @@ class Catalog:
                 assert known.pins, f"{object_id.hex()} is freed, unread and still here"
             else:
                 assert known.remaining is None
+        assert set(self._adopted) == {o for o, known in self.objects.items() if known.owner is None}
         assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
         assert {p: set(objects) for p, objects in self._owned_by.items()} == owned
         assert self.bytes == sum(copy[2] for known in self.objects.values() for copy in known.copies)

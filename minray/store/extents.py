@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minray.store.book import Segment, SegmentBook
-from minray.store.catalog import Catalog, Copy, SharedObject
+from minray.store.catalog import Catalog, Copy, SharedObject, made_by
 from minray.store.segments import segment_name
 from minray.wire.errors import ProtocolError
 from minray.wire.messages import (
@@ -357,6 +357,8 @@ class ExtentTable:
                 return None
             if not segment.fits(offset, length):
                 return ("gone", "its writer died before it was complete")
+            if any(made_by(object_id, dead) for dead in self._dead):
+                return ("gone", "its owner died")
             segment.occupy(object_id, offset, length)
             known = self._catalog.add(object_id, None, (segment_id, offset, length))
         elif known.freeing:

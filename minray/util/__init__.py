@@ -12,6 +12,7 @@ Everything in this room is written as a user would write it: it imports only min
 * ``debug``           ``log_once``
 * ``testing``         ``SignalActor``, ``Semaphore``, ``wait_for_condition`` (imported by its own name)
 * ``placement_group`` named here, not built yet: its functions say so
+* ``scheduling_strategies``: node affinity; the others are named and not built yet
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ _VIEW_MIN = 16 * 1024  # from here on the copy that BytesIO makes costs more tha
 
 
 class _BuiltinsOnly(pickle.Unpickler):
+    __slots__ = ()
+
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         raise ProtocolError(
             f"{module_name}.{global_name} is not a built-in value: only None, bool, int, float, str, bytes "

@@ -30,13 +30,15 @@ from minray.wire.auth import DEADLINE_S, ClientHandshake, ServerHandshake
 from minray.wire.codec import decode, encode, encode_framed
 from minray.wire.core import Core, Timer, log_exception
 from minray.wire.errors import ConnectionLost, HandshakeError, ProtocolError, WireError
-from minray.wire.framing import FrameDecoder, encode_frame
+from minray.wire.framing import HEADER, FrameDecoder, encode_frame
 from minray.wire.messages import Hello, pack, unpack
 from minray.wire.poller import IN, OUT, READABLE
 
 SEND_CHUNK = 256 * 1024
 LINGER_S = 1.0
 REDIAL_S = 0.005
+END_S = 0.2
+_unpack_header = HEADER.unpack_from
 
 
 class Handler(Protocol):
@@ -65,7 +67,7 @@ class Connection:
         "_handler",
         "_handshake",
         "_lock",
-        "_max_frame",
+        "_bound",
         "_on_accept",
         "_on_gone",
         "_out",
@@ -96,7 +98,7 @@ class Connection:
         self._core = core
         self._handler = handler
         self._on_gone = on_gone  # the reactor's books
-        self._max_frame = max_frame
+        self._bound = max_frame + 4
         self._decoder = FrameDecoder(max_frame)
         self._sock: socket.socket | None = None
         self._out: deque[bytes] = deque()  # appended to by anybody
@@ -123,15 +125,9 @@ class Connection:
         if self.closed:
             return
         data = encode_framed(message)
-        if len(data) - 4 > self._max_frame:
+        if len(data) > self._bound:
             raise self._too_long(len(data))
-        self._out.append(data)
-        lock = self._lock
-        while self._out and lock.acquire(False):
-            try:
-                self._flush()
-            finally:
-                lock.release()
+        self._queue(data)
 
     def send_many(self, messages: Iterable[tuple[Any, ...]]) -> None:
         """Like ``send`` for each, in one go."""
@@ -139,10 +135,9 @@ class Connection:
             return
         parts = [encode_framed(message) for message in messages]
         for part in parts:
-            if len(part) - 4 > self._max_frame:
+            if len(part) > self._bound:
                 raise self._too_long(len(part))
-        self._out.append(b"".join(parts))
-        self._pump()
+        self._queue(b"".join(parts))
 
     def close(self) -> None:
         """End the connection. ``on_close`` follows, on the leader's thread."""
@@ -156,11 +151,30 @@ class Connection:
         return self._buffered
 
     def _too_long(self, size: int) -> ProtocolError:
-        return ProtocolError(f"a message of {size} bytes is beyond the bound of {self._max_frame} bytes")
+        return ProtocolError(f"a frame of {size} bytes is beyond the bound of {self._bound - 4} bytes")
 
     # --- writing (whoever holds the lock)
 
+    def _queue(self, data: bytes) -> None:
+        """The hot path: write at once, if nobody else writes and nothing waits."""
+        out, lock = self._out, self._lock
+        if not lock.acquire(False):
+            out.append(data)
+            self._pump()  # in vain, unless the holder has just released it
+            return
+        try:
+            if out or self._stalled:
+                out.append(data)
+                self._flush()
+            else:
+                self._write(data)
+        finally:
+            lock.release()
+        if out:  # somebody came while we had the lock
+            self._pump()
+
     def _pump(self) -> None:
+        """Write what senders have appended, unless somebody does: who has the lock looks again afterwards."""
         lock = self._lock
         while (self._out or self._resume) and lock.acquire(False):
             try:
@@ -169,39 +183,38 @@ class Connection:
                 lock.release()
 
     def _flush(self) -> None:
-        out, backlog = self._out, self._backlog
-        if self._stalled or backlog or len(out) != 1 or self.closed:
-            self._gather()
-            if self._stalled and not self._resume:
+        self._gather()
+        if self._stalled and not self._resume:
+            return
+        self._resume = False
+        while self._backlog:
+            if not self._write(self._next_chunk()):
                 return
-            self._resume = False
-            if not backlog:
-                self._unstall()
-                return
-            data: bytes | memoryview = self._next_chunk()
-        else:
-            data = out.popleft()
-            self._resume = False
-        while True:
-            try:
-                sent = self._send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                self._break_sending()
-                return
-            except BaseException:  # a user's signal handler raised: how much was sent is unknown
-                self._break_sending()
-                self._core.post(self._lose_interrupted)
-                raise
-            if sent < len(data):
-                self._stall(memoryview(data)[sent:])
-                return
-            if not backlog:
-                break
-            data = self._next_chunk()
-        if self._stalled:
-            self._unstall()
+        if self._stalled and not self._send_broken:
+            self._stalled = False
+            self._watch(IN)
+
+    def _write(self, data: bytes | memoryview) -> bool:
+        """Give ``data`` to the kernel; keeps what it does not take. Returns whether it took everything."""
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._break_sending()
+            return False
+        except BaseException:  # a user's signal handler raised: how much was sent is unknown
+            self._break_sending()
+            self._core.post(self._lose_interrupted)
+            raise
+        if sent == len(data):
+            return True
+        rest = memoryview(data)[sent:]
+        self._backlog.appendleft(rest)
+        self._buffered += len(rest)
+        self._stalled = True
+        self._watch(IN | OUT)
+        return False
 
     def _gather(self) -> None:
         """Take over what senders have appended."""
@@ -231,17 +244,6 @@ class Connection:
         self._buffered -= size
         return data
 
-    def _stall(self, rest: memoryview) -> None:
-        self._backlog.appendleft(rest)
-        self._buffered += len(rest)
-        self._stalled = True
-        self._watch(IN | OUT)
-
-    def _unstall(self) -> None:
-        if self._stalled and not self._send_broken:
-            self._stalled = False
-            self._watch(IN)
-
     def _break_sending(self) -> None:
         """The peer takes nothing more: drop what is queued. Reading finds the end of the stream."""
         self._send_broken = True
@@ -252,9 +254,12 @@ class Connection:
         self._core.call_later(LINGER_S, self._lose_unwritable)
 
     def _watch(self, mask: int) -> None:
-        sock = self._sock
-        if sock is not None and sock.fileno() in self._core.entries:
-            self._core.modify(sock.fileno(), mask)
+        try:
+            if self._sock is not None and not self._gone:
+                self._core.modify(self._sock.fileno(), mask)
+        except (OSError, ValueError, KeyError):
+            if not self._gone:  # else the leader dropped it in between
+                raise
 
     # --- the leader's thread: opening
 
@@ -413,12 +418,18 @@ class Connection:
             self._lose(ConnectionLost(f"{self.peer} closed the connection"))
             return
         try:
-            messages = [decode(frame) for frame in decoder.feed(core.view[:count])]
+            if count > 4 and _unpack_header(core.buffer)[0] == count - 4 <= decoder.max_frame and not decoder.partial:
+                messages = [decode(core.view[4:count])]  # the usual case: one whole frame
+            else:
+                messages = [decode(frame) for frame in decoder.feed(core.view[:count])]
         except ProtocolError as error:
             self._lose(error)
             return
-        if messages:
-            self._deliver(messages)
+        if messages and not self.closed:
+            try:
+                self._handler.on_messages(self, messages)  # type: ignore[union-attr]
+            except Exception as error:
+                self._lose_failed(error)
 
     def _read_large(self) -> None:
         target = self._decoder.direct
@@ -467,14 +478,12 @@ class Connection:
                 self._deliver(messages)
 
     def _deliver(self, messages: list[tuple[Any, ...]]) -> None:
-        handler = self._handler
-        if handler is None or self.closed:
+        if self._handler is None or self.closed:
             return
         try:
-            handler.on_messages(self, messages)
+            self._handler.on_messages(self, messages)
         except Exception as error:
-            log_exception(f"a handler of {self!r} failed; the connection is closed")
-            self._lose(ProtocolError(f"handling a message failed: {error!r}"))
+            self._lose_failed(error)
 
     # --- the leader's thread: the end
 
@@ -483,6 +492,10 @@ class Connection:
             self.closed = True
             self._drop()
             self._tell(error)
+
+    def _lose_failed(self, error: Exception) -> None:
+        log_exception(f"a handler of {self!r} failed; the connection is closed")
+        self._lose(ProtocolError(f"handling a message failed: {error!r}"))
 
     def _lose_late(self) -> None:
         self._lose(HandshakeError(f"no complete handshake with {self.peer} within {DEADLINE_S:g} s"))
@@ -540,10 +553,7 @@ class Connection:
             self._core.post(lambda: handler.on_close(self, error))
 
     def end(self) -> None:
-        """Close the descriptor. Nobody sends; the reactor's last act, or after the round that dropped it."""
-        if not self._gone and self._handshake is None:
-            self._resume = True
-            self._flush()  # what the kernel takes at once still leaves
+        """Close the descriptor. The caller holds the lock."""
         self.closed = self._gone = True
         self._handler = None
         self._backlog.clear()
@@ -552,6 +562,18 @@ class Connection:
         if sock is not None:
             sock.close()
         self._on_gone(self)
+
+    def end_now(self) -> None:
+        """With the reactor, whose last leader has gone. What the kernel takes at once still leaves."""
+        locked = self._lock.acquire(True, END_S)
+        try:
+            if locked and not self._gone and self._handshake is None:
+                self._resume = True
+                self._flush()
+            self.end()
+        finally:
+            if locked:
+                self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: let go of the descriptor without touching what the parent shares."""

@@ -66,6 +66,7 @@ class Core:
 
     def __init__(self, poller: str = "auto") -> None:
         self.poller = make_poller(poller)
+        self.poll = self.poller.poll  # (timeout, at most so many events)
         self.bell = Bell()
         self.entries: dict[int, Callable[[int], None]] = {}
         self.posts: deque[Callable[[], None]] = deque()
@@ -124,10 +125,17 @@ class Core:
 
     # --- for the leader
 
-    @property
-    def has_work(self) -> bool:
-        """Whether something waits that no descriptor tells of."""
-        return bool(self.posts or self.new_timers)
+    def timeout(self) -> float:
+        """Seconds until the next known timer; negative if there is none."""
+        timers = self.timers
+        while timers and not timers[0][2].pending:
+            _heappop(timers)
+        return max(0.0, timers[0][0] - monotonic()) if timers else -1.0
+
+    def fall_asleep(self, timeout: float) -> float:
+        """Marks the leader as asleep. Returns how long the poll may take: 0 if there are posts or new timers."""
+        self.sleeping = True
+        return 0.0 if self.posts or self.new_timers else timeout
 
     def dispatch(self, events: list[tuple[int, int]]) -> None:
         """Run the callbacks of one round."""
@@ -151,17 +159,6 @@ class Core:
             self._compact_at = max(1024, 2 * len(timers))
         while timers and timers[0][0] <= monotonic():
             self._run(_heappop(timers)[2].fire, "a timer")
-
-    def timeout(self) -> float:
-        """Seconds until the next timer; negative if there is none. Only posted-in timers count: ``has_work``
-        first."""
-        timers = self.timers
-        while timers and not timers[0][2].pending:
-            _heappop(timers)
-        return max(0.0, timers[0][0] - monotonic()) if timers else -1.0
-
-    def poll(self, timeout: float) -> list[tuple[int, int]]:
-        return self.poller.poll(timeout, MAX_EVENTS)
 
     def _run(self, fn: Callable[[], None], what: str) -> None:
         try:

@@ -3,10 +3,12 @@
 A frame is a 4-byte little-endian length and that many bytes. ``Connection`` feeds a ``FrameDecoder`` with
 whatever a read returned; tests feed it with every split.
 
-Two ways in, because copies are what costs here:
+Ways in, because copies are what costs here:
 
 * ``feed(data)`` for bytes that lie in the reader's buffer. The frames it returns are views of that buffer
   wherever possible, valid until the next read: the caller decodes them before it reads again.
+* While ``partial`` is empty and ``direct`` is None, the next byte starts a frame: a reader that finds exactly one
+  whole frame may take it without asking.
 * ``direct`` is not None while a large frame is incomplete: the rest of it may be received straight into that
   view, followed by ``advance(n)``. So a large frame is copied once by the kernel and never by us.
 
@@ -33,13 +35,13 @@ def encode_frame(payload: bytes) -> bytes:
 class FrameDecoder:
     """One direction of one connection."""
 
-    __slots__ = ("_broken", "_filled", "_large", "_partial", "direct", "max_frame")
+    __slots__ = ("_broken", "_filled", "_large", "direct", "max_frame", "partial")
 
     def __init__(self, max_frame: int) -> None:
         if not 0 < max_frame <= MAX_FRAME:
             raise ValueError(f"max_frame must be in 1..{MAX_FRAME}, got {max_frame!r}")
         self.max_frame = max_frame
-        self._partial = bytearray()  # the start of a small frame, header included
+        self.partial = bytearray()  # start of an unfinished small frame, header included
         self._large: bytearray | None = None  # body of a large frame that is still arriving
         self._filled = 0
         self.direct: memoryview | None = None  # where the rest of a large frame belongs
@@ -48,7 +50,7 @@ class FrameDecoder:
     @property
     def pending(self) -> int:
         """Bytes kept of a frame that is not complete."""
-        return len(self._partial) + self._filled
+        return len(self.partial) + self._filled
 
     def advance(self, count: int) -> bytearray | None:
         """``count`` bytes were written into ``direct``. Returns the frame if it is complete now."""
@@ -68,7 +70,7 @@ class FrameDecoder:
         view = data if type(data) is memoryview else memoryview(data)
         frames: list[memoryview | bytearray] = []
         pos = 0
-        if self._partial or self._large is not None:
+        if self.partial or self._large is not None:
             pos = self._complete(view, frames)
         end = len(view)
         unpack = HEADER.unpack_from
@@ -85,7 +87,7 @@ class FrameDecoder:
             frames.append(view[pos + 4 : stop])
             pos = stop
         if pos < end:
-            self._partial += view[pos:]
+            self.partial += view[pos:]
         return frames
 
     def _complete(self, view: memoryview, frames: list[memoryview | bytearray]) -> int:
@@ -93,7 +95,7 @@ class FrameDecoder:
         pos = 0
         size: int
         if self._large is None:
-            partial = self._partial
+            partial = self.partial
             if len(partial) < 4:
                 pos = min(4 - len(partial), len(view))
                 partial += view[:pos]
@@ -107,10 +109,10 @@ class FrameDecoder:
                 partial += view[pos : pos + take]
                 if len(partial) == 4 + size:
                     frames.append(memoryview(partial)[4:])
-                    self._partial = bytearray()
+                    self.partial = bytearray()
                 return pos + take
             self._begin_large(size, memoryview(bytes(partial))[4:])
-            self._partial = bytearray()
+            self.partial = bytearray()
         room = self.direct
         assert room is not None
         take = min(len(room), len(view) - pos)
@@ -128,13 +130,13 @@ class FrameDecoder:
 
     def _too_long(self, size: int) -> ProtocolError:
         self._broken = f"the peer announced a frame of {size} bytes; the bound is {self.max_frame}"
-        self._partial = bytearray()
+        self.partial = bytearray()
         return ProtocolError(self._broken)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if the kept state contradicts itself."""
-        assert not (self._partial and self._large is not None)
-        assert len(self._partial) < 4 + DIRECT_MIN
+        assert not (self.partial and self._large is not None)
+        assert len(self.partial) < 4 + DIRECT_MIN
         if self._large is None:
             assert self.direct is None and self._filled == 0
         else:

@@ -89,6 +89,7 @@ class Reactor:
         self._inside: set[int] = set()  # threads that lead, follow, or change who does
         self._connections: set[Connection] = set()
         self._listeners: list[Listener] = []
+        self._ending: list[Listener] = []  # to be closed when the round is over
         self._spin = spin_us / 1e6 if usable_cpus() > 1 else 0.0
         self._spin_skip = 0  # so many waits go without spinning
         self._spin_penalty = 1
@@ -128,8 +129,14 @@ class Reactor:
     def unlisten(self, endpoint: str) -> None:
         """Accept no more there. Connections stay."""
         for listener in [one for one in self._listeners if one.endpoint == endpoint]:
+            self._listeners.remove(listener)
             listener.stop()
-            self._core.post(listener.end)
+            self._ending.append(listener)
+            self._core.post(self._end_listeners)
+
+    def _end_listeners(self) -> None:
+        while self._ending:
+            self._ending.pop().end()
 
     def dial(self, endpoint: str, hello: Hello, handler: Handler) -> Connection:
         """Begin to connect and return at once: what is sent before the handshake ends is queued; failure
@@ -310,7 +317,7 @@ class Reactor:
     ) -> None:
         """Poll until done, out of time, interrupted or closed."""
         core = self._core
-        poll = core.poller.poll
+        poll = core.poll
         now = monotonic()
         spin = self._spin
         if self._spin_skip:
@@ -352,13 +359,13 @@ class Reactor:
     ) -> list[tuple[int, int]]:
         """One poll that may sleep until ``until`` or the next timer."""
         core = self._core
-        timeout = core.timeout()
+        timeout = core.timeout() if core.timers else -1.0
         if until is not None and (timeout < 0 or until - now < timeout):
             timeout = max(0.0, until - now)
-        core.sleeping = True
-        if core.has_work or waiter.done or self._closed is not None or (main and self._interrupt):
+        timeout = core.fall_asleep(timeout)
+        if waiter.done or self._closed is not None or (main and self._interrupt):
             timeout = 0.0
-        events = core.poll(timeout)
+        events = core.poll(timeout, MAX_EVENTS)
         core.sleeping = False
         return events
 
@@ -384,7 +391,7 @@ class Reactor:
             try:
                 if entry is _OUST:
                     core.bell.ring()
-                events = core.poll(0)
+                events = core.poll(0, MAX_EVENTS)
                 core.dispatch(events)
                 core.housekeep()
             finally:
@@ -426,6 +433,7 @@ class Reactor:
             if promoted is not None:
                 _open_gate(promoted.gate)
             self._inside.discard(ident)
+        self._finish_closing()
 
     def _lead_in_background(self) -> None:
         """Lead until a waiter takes over, or the reactor closes."""
@@ -441,14 +449,12 @@ class Reactor:
             with mutex:
                 leading, promoted = election.rested()
                 if leading:
-                    core.sleeping = True
+                    timeout = core.fall_asleep(timeout)
             if promoted is not None:
                 _open_gate(promoted.gate)
             if not leading:
                 return
-            if core.has_work or self._closed is not None:
-                timeout = 0.0
-            events = core.poll(timeout)
+            events = core.poll(0.0 if self._closed is not None else timeout, MAX_EVENTS)
             with mutex:
                 if not election.woke():
                     return
@@ -473,6 +479,8 @@ class Reactor:
     def set_interrupt(self) -> None:
         """From a signal handler: the main thread's wait raises KeyboardInterrupt at its next safe point. If
         it is in no wait (``main_waiting``), its next wait does."""
+        if self._closed is not None:
+            return
         self._interrupt = True
         waiter = self._main_waiter
         if waiter is not None and waiter.gate is not None:
@@ -484,8 +492,8 @@ class Reactor:
         return self._core.poller.fileno()
 
     def close(self) -> None:
-        """End all waits (ReactorClosed), the background thread and all connections, without ``on_close``.
-        From a handler: as soon as it has returned."""
+        """End all waits (ReactorClosed), the background thread and all connections, without ``on_close``. From a
+        handler: as soon as its round is over."""
         if self._closed is None:
             self._closed = f"minray's reactor {self.name!r} has been closed"
         for waiter in self._election.followers:
@@ -495,33 +503,43 @@ class Reactor:
         self._finish_closing()
 
     def _finish_closing(self) -> None:
-        """Wait until nobody polls, then let go of everything. On a thread that is inside, its wait does
-        it."""
+        """Wait until nobody polls, then let go of everything. Nothing on a thread that polls: it comes here when
+        it has left."""
         ident = _get_ident()
-        if self._torn_down or ident in self._inside:
+        if ident in self._inside:
             return
         self._inside.add(ident)
+        try:
+            with self._mutex:
+                mine = not self._torn_down
+                self._torn_down = True
+            if mine:
+                self._outlast_the_leader()
+            if self._background is not None and self._background is not threading.current_thread():
+                self._background.join(CLOSE_S)
+            if mine:
+                self._tear_down()
+        finally:
+            self._inside.discard(ident)
+
+    def _outlast_the_leader(self) -> None:
         closer = Waiter()
         closer.gate = _locked()
         with self._mutex:
-            if self._torn_down:
-                return
-            self._torn_down = True
             entry = self._election.enter(closer)
         if entry is not Entry.LEAD:
             self._core.bell.ring()
-            if entry is _FOLLOW:
-                closer.gate.acquire(True, CLOSE_S)
-        if self._background is not None:
-            self._background.join(CLOSE_S)
+        if entry is _FOLLOW:
+            closer.gate.acquire(True, CLOSE_S)
+
+    def _tear_down(self) -> None:
         for conn in list(self._connections):
-            conn.end()
-        for listener in self._listeners:
-            listener.end()
+            conn.end_now()
+        self._ending += self._listeners
+        self._end_listeners()
         self._connections.clear()
         self._listeners.clear()
         self._core.close()
-        self._inside.discard(ident)
 
     def after_fork_child(self) -> None:
         """In a child forked from a process that uses minray: close every descriptor and be dead from now on.
@@ -535,7 +553,7 @@ class Reactor:
         self._main_waiter, self.main_waiting = None, False
         for conn in list(self._connections):
             conn.abandon()
-        for listener in list(self._listeners):
+        for listener in self._listeners + self._ending:
             listener.abandon()
         self._connections.clear()
         self._listeners.clear()

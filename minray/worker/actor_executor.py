@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pickle
 import queue
 import threading
 from collections import deque
@@ -34,7 +35,7 @@ DEFAULT_GROUP = ""
 Call = tuple[Address, tuple[Any, ...]]  # caller, spec
 
 
-class ActorExit(BaseException):  # noqa: N818 - not an error: it unwinds user code after exit_actor()
+class ActorExit(BaseException):
     """Raised by exit_actor(); not an Exception, so that ``except Exception`` does not hold it up."""
 
 
@@ -103,7 +104,7 @@ class ActorExecutor:
             args, kwargs = self._resolve(*args)  # the spec's payload is (args, kwargs)
             self.instance = cls.__new__(cls)
             self.instance.__init__(*args, **kwargs)
-            args = kwargs = None
+            args = kwargs = None  # type: ignore[assignment]
             with rt.lock:
                 rt.drain()
                 rt.core.refs.adopt_scope(scope)
@@ -335,7 +336,9 @@ class _ThreadedMode(_Mode):
         for group, count in groups.items():
             for i in range(count):
                 name = f"actor-{group or 'default'}-{i}"
-                threading.Thread(target=self._serve, args=(self._queues[group],), name=name, daemon=True).start()
+                threading.Thread(
+                    target=self._serve, args=(self._queues[group],), name=name, daemon=True
+                ).start()
 
     def add(self, calls: list[Call]) -> None:
         for call in calls:
@@ -506,14 +509,10 @@ def _remove(calls: deque[Call], caller: Address, seq: int, attempt: int) -> bool
 def _group_finder(actor: ActorExecutor) -> Callable[[Call], str]:
     """Which group a call runs in: as its caller says, else as the method's declaration does."""
     declared: dict[str, str] = {}
-    groups = actor.options["concurrency_groups"]
-    if groups:
-        from minray.actor_class_def import define_actor_class
-
-        for name, meta in define_actor_class(type(actor.instance)).methods.items():
-            group = meta.declared.get("concurrency_group")
-            if group is not None:
-                declared[name] = group
+    for name, meta in pickle.loads(actor.spec["method_meta"]).items():
+        group = meta.declared.get("concurrency_group")
+        if group is not None:
+            declared[name] = group
 
     def find(call: Call) -> str:
         _, (_, _, method, _, extra) = call

@@ -10,7 +10,7 @@ from minray.object_ref import ObjectRef, make_ref
 from minray.worker.contract import ActorClassDef, ActorRecord, MethodMeta
 from minray.worker.core import PICKLED_NONE, new_actor_client
 from minray.worker.functions import dumps_function
-from minray.worker.references import INLINE
+from minray.worker.references import INLINE, STORED
 from minray.worker.serialization import serialize
 from minray.worker.streams import StreamOps
 
@@ -34,12 +34,15 @@ class ActorOps(StreamOps):
             meta = dumps_function(actor_class.methods, actor_class.name)
             exported = actor_class.exported = (self.job_id, blob, meta)
         actor_id = os.urandom(12) + self.job_id
-        handle_id, spec = self._make_spec(actor_id, actor_class, options, exported, args, kwargs)
-        # A detached actor is not counted, but its arguments live as long as this process: see docs/ownership.md.
-        handle_ref = make_ref(handle_id, None, self)
+        handle_id, payload = self._hold_constructor_arguments(args, kwargs)
+        spec = self._make_spec(actor_id, actor_class, options, exported, payload)
+        counted = make_ref(handle_id, None, self)
+        handle_ref: ObjectRef[Any] | None = counted
         if options.detached:
+            # Not counted; but what its constructor was given must be there for restarts, as long as we live.
             self.core.refs.pin_forever(handle_id)
             handle_ref = None
+        del counted
         info = self.request(self.gcs_link, "create_actor", (spec,), None)
         if not info.get("created", True):
             return self._weak_record(info)  # handle_ref goes, and with it the spec's references
@@ -57,50 +60,22 @@ class ActorOps(StreamOps):
         actor_class: ActorClassDef,
         options: ActorOptions,
         exported: tuple[Any, ...],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[bytes, dict[str, Any]]:
-        """The spec for the GCS, and the hidden object that counts handles and holds the arguments."""
-        core = self.core
-        s = serialize((args, kwargs))
-        me = core.me
-        refs = [(self._checked(r), r._owner or me, False) for r in s.refs]
-        stored = s.total > self.config.inline_limit
-        payload: Any
-        if stored:
-            large_id = core.object_id(core.next_seq(), 0)
-            payload = ("stored", (*self.write(large_id, s), refs), large_id, me)
-            self.store.report([large_id], me[1])
-        else:
-            payload = (s.data, [bytes(b) for b in s.buffers], refs)
-        seq = core.next_seq()
-        handle_id = core.object_id(seq, 0)
-        with self.lock:
-            inner = tuple(r[0] for r in refs)
-            if stored:
-                large = core.refs.own(payload[2], local=0)
-                large.status, large.value, large.shared = 2, payload[1], True
-                core.refs.hold(payload[2])
-                core.refs.set_contains(large, inner)
-                inner = (payload[2],)
-            record = core.refs.own(handle_id)
-            record.status, record.value = INLINE, PICKLED_NONE
-            core.refs.set_contains(record, inner)
-            if stored:
-                core.refs.unhold(payload[2])
-            record.task = "actor"  # so that the core says when it is freed
-            self.leave()
+        payload: Any,
+    ) -> dict[str, Any]:
+        """What the GCS, the node and the actor's worker need to know: built-in values only."""
         max_concurrency = options.max_concurrency
         if max_concurrency is None:
             max_concurrency = ASYNC_CONCURRENCY if actor_class.is_async else 1
-        namespace = options.namespace if options.namespace is not None else self.namespace
-        spec = {
+        identity = {
+            "name": options.name,
+            "namespace": options.namespace if options.namespace is not None else self.namespace,
+            "lifetime": "detached" if options.detached else None,
+        }
+        return {
+            **identity,
             "actor_id": actor_id,
             "job_id": self.job_id,
-            "owner": me,
-            "name": options.name,
-            "namespace": namespace,
-            "lifetime": "detached" if options.detached else None,
+            "owner": self.core.me,
             "class_name": actor_class.name,
             "class_blob": exported[1],
             "method_meta": exported[2],
@@ -110,9 +85,7 @@ class ActorOps(StreamOps):
             "strategy": options.strategy,
             "env_vars": dict(options.env_vars),
             "options": {
-                "name": options.name,
-                "namespace": namespace,
-                "lifetime": "detached" if options.detached else None,
+                **identity,
                 "get_if_exists": options.get_if_exists,
                 "max_restarts": options.max_restarts,
                 "max_task_retries": options.max_task_retries,
@@ -125,7 +98,37 @@ class ActorOps(StreamOps):
                 "depth": self.depth + 1,
             },
         }
-        return handle_id, spec
+
+    def _hold_constructor_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Any]:
+        """The hidden object that counts an actor's handles and holds what its constructor was given, and the
+        constructor's payload."""
+        core = self.core
+        me = core.me
+        s = serialize((args, kwargs), self.config.inline_limit)
+        refs = [(self._checked(r), r._owner or me, False) for r in s.refs]
+        inner = tuple(r[0] for r in refs)
+        handle_id = core.object_id(core.next_seq(), 0)
+        large_id = core.object_id(core.next_seq(), 0)
+        payload: Any = None
+        if s.total > self.config.inline_limit:
+            payload = ("stored", (*self.write(large_id, s), refs), large_id, me)
+            self.store.report([large_id], me[1])
+        with self.lock:
+            if payload is not None:
+                large = core.refs.own(large_id)
+                large.status, large.value, large.shared = STORED, payload[1], True
+                core.refs.set_contains(large, inner)
+                inner = (large_id,)
+            else:
+                payload = (s.data, [bytes(b) for b in s.buffers], refs)
+            record = core.refs.own(handle_id)
+            record.status, record.value = INLINE, PICKLED_NONE
+            record.task = "actor"  # so that the core says when it is freed
+            core.refs.set_contains(record, inner)
+            if inner == (large_id,):
+                core.refs.drop(large_id)  # held by the handle from now on
+            self.leave()
+        return handle_id, payload
 
     def _client(self, actor_id: bytes, class_name: str, options: dict[str, Any]) -> Any:
         eager = bool(options.get("is_async") or options.get("concurrency_groups"))

@@ -7,8 +7,8 @@ and counts, never default values (which may be large, or impossible to pickle).
 Called by the public face on each ``.remote()``. The hot path reads ``low`` and ``high`` itself: without
 keywords, a number of arguments between the two is right, and nothing here runs.
 
-Invariants: ``check`` accepts exactly what ``inspect.Signature.bind`` of the same signature accepts, and says
-no in the same words.
+Invariants: ``check`` accepts exactly what a call of the function accepts, and says no in the words of
+``inspect.Signature.bind``.
 """
 
 from __future__ import annotations

@@ -11,18 +11,17 @@ Called by worker.executor and worker.actor_executor.
 from __future__ import annotations
 
 import pickle
-from functools import partial
-from time import monotonic, perf_counter_ns
+from time import monotonic
 from typing import Any
 
 from minray import exceptions
-from minray._base.options import _covers
+from minray._base.options import covers
 from minray.object_ref import DynamicObjectRefGenerator
 from minray.wire.messages import RESULTS, Address
 from minray.wire.reactor import Waiter
 from minray.worker import errors
 from minray.worker.running import Running
-from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, STREAMING
+from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED
 
 FLUSH_AFTER_S = 0.001
 
@@ -69,9 +68,10 @@ class Caller:
 
     # -- in ------------------------------------------------------------------------------------------
 
-    def arguments(self, payload: Any, extra: dict[str, Any] | None) -> tuple[Any, dict[str, Any], list[bytes]]:
+    def arguments(
+        self, payload: Any, extra: dict[str, Any] | None
+    ) -> tuple[Any, dict[str, Any], list[bytes]]:
         """(args, kwargs, ids of the references and stored values that came with them)."""
-        rt = self.rt
         scope: list[bytes] = []
         if payload == b"":
             args: Any = ()
@@ -86,7 +86,6 @@ class Caller:
                     args[where] = decoded
                 else:
                     kwargs[where] = decoded
-        del rt
         return args, kwargs, scope
 
     def _decode_payload(self, payload: Any, scope: list[bytes]) -> tuple[Any, dict[str, Any]]:
@@ -105,7 +104,9 @@ class Caller:
             return value[0], value[1]
         return value, {}
 
-    def _decode_top(self, status: int, value: Any, object_id: bytes, owner: Address, scope: list[bytes]) -> Any:
+    def _decode_top(
+        self, status: int, value: Any, object_id: bytes, owner: Address, scope: list[bytes]
+    ) -> Any:
         if status == STORED:
             scope.append(object_id)
         if type(value) is not bytes:
@@ -180,7 +181,9 @@ class Caller:
         status, value = self.outgoing(running, item, object_id, scope)
         rt = self.rt
         with rt.lock:
-            self.outbox.add(running.owner, (running.seq, running.attempt, ITEM, (index, status, value), -1, None))
+            self.outbox.add(
+                running.owner, (running.seq, running.attempt, ITEM, (index, status, value), -1, None)
+            )
             self.outbox.flush()
             rt.leave()
 
@@ -212,10 +215,10 @@ class Caller:
         return (RETRY if self._retryable(running, error) else ERROR), value
 
     def _retryable(self, running: Running, error: BaseException) -> bool:
-        retry = running.extra.get("retry") if running.method else running.meta.get("retry")
+        retry: Any = running.extra.get("retry") if running.method else running.meta.get("retry")
         if isinstance(retry, bytes):
             retry = pickle.loads(retry)
-        return bool(retry) and _covers(retry, error)
+        return bool(retry) and covers(retry, error)
 
     def finish(self, running: Running, status: int, value: Any, exec_ns: int, scope: list[bytes]) -> None:
         """Queue the reply; under the lock. The arguments are gone by now."""
@@ -233,14 +236,8 @@ class Caller:
 
     def task_object(self, running: Running) -> bytes:
         """The 24 bytes of the running task's id."""
-        return self.rt.task_id_of(running)
-
-
-def timed(function: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, int]:
-    """Call and measure (nanoseconds)."""
-    start = perf_counter_ns()
-    value = function(*args, **kwargs)
-    return value, perf_counter_ns() - start
+        object_id: bytes = self.rt.task_id_of(running)
+        return object_id
 
 
 def _safe_repr(instance: Any) -> str:
@@ -248,6 +245,3 @@ def _safe_repr(instance: Any) -> str:
         return repr(instance)
     except Exception as error:  # a user's __repr__
         return f"<{type(instance).__name__}, whose repr raised {type(error).__name__}>"
-
-
-__all__ = ["STREAMING", "Caller", "Outbox", "partial", "timed"]

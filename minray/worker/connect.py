@@ -122,7 +122,8 @@ def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
     if options.address is not None:
         raise NotImplementedError(
-            f"connecting to a running cluster (address={options.address!r}) is not built yet: leave address out"
+            f"connecting to a running cluster (address={options.address!r}) is not built yet: "
+            "leave address out"
         )
     node = {
         "num_cpus": options.num_cpus,
@@ -138,7 +139,11 @@ def start_driver(options: InitOptions) -> Driver:
     cluster = launch(config, node)
     try:
         reactor = Reactor(
-            token=cluster.token, max_frame=config.max_frame, spin_us=config.spin_us, background=True, name="driver"
+            token=cluster.token,
+            max_frame=config.max_frame,
+            spin_us=config.spin_us,
+            background=True,
+            name="driver",
         )
         try:
             return _join(reactor, options, cluster)

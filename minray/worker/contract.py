@@ -13,8 +13,8 @@ Invariants that both keep:
 * a ref handed out is counted once per ObjectRef made (``object_ref.make_ref``), and ``release`` takes one
   count back; an actor's handles are counted by a hidden reference, ``ActorRecord.handle_ref``, an
   ordinary counted object that the actor's creator owns: when nobody references it, the actor is out of scope;
-* ``release`` and ``release_stream`` are called from ``__del__``, on any thread, inside any lock: they append to
-  a queue and return;
+* ``release`` and ``release_stream`` are called from ``__del__``, on any thread, inside any lock: they append
+  to a queue and return;
 * nothing that a runtime caches may be referenced *and* reference back an ActorRecord (a cycle would keep
   an actor alive until the next garbage collection).
 """
@@ -245,8 +245,8 @@ class Runtime(Protocol):
         ...
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None:
-        """Cancel the task that makes ``ref`` (index 1's task for a generator's ``completed()``). Nothing if it
-        is finished or was a put. ValueError for force=True on an actor's task."""
+        """Cancel the task that makes ``ref`` (a generator's ``completed()`` names its task). Nothing if
+        it is finished or was a put. ValueError for force=True on an actor's task."""
         ...
 
     def release(self, object_id: bytes) -> None:
@@ -272,8 +272,8 @@ class Runtime(Protocol):
         ...
 
     def stream_peek(self, stream_id: bytes) -> ObjectRef[Any]:
-        """The ref that the next ``stream_next`` will return, not taken. It becomes ready when the item, or the
-        end, is there (its ``get`` then raises ObjectRefStreamEndOfStreamError)."""
+        """The ref that the next ``stream_next`` will return, not taken. It becomes ready when the item, or
+        the end, is there (its ``get`` then raises ObjectRefStreamEndOfStreamError)."""
         ...
 
     def stream_finished(self, stream_id: bytes) -> bool:

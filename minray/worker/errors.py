@@ -25,7 +25,14 @@ from minray._base.task_errors import format_user_traceback
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 INTERNAL = tuple(
     PACKAGE + room
-    for room in ("worker" + os.sep, "wire" + os.sep, "store" + os.sep, "remote_function.py", "actor.py", "api.py")
+    for room in (
+        "worker" + os.sep,
+        "wire" + os.sep,
+        "store" + os.sep,
+        "remote_function.py",
+        "actor.py",
+        "api.py",
+    )
 )
 
 
@@ -93,7 +100,9 @@ def _dependency(name: str, failed: BaseException) -> BaseException:
 def _actor_died(class_name: str, actor_id: bytes, cause: dict[str, Any]) -> BaseException:
     created = cause.get("creation_error")
     if cause.get("unschedulable"):
-        return exc.ActorUnschedulableError(f"The actor {class_name} can never be scheduled. {cause.get('text', '')}")
+        return exc.ActorUnschedulableError(
+            f"The actor {class_name} can never be scheduled. {cause.get('text', '')}"
+        )
     if created is not None:
         story = _plain(created)
         text = f"The actor died because of an error raised in its creation task, {story}"
@@ -111,11 +120,11 @@ def from_exception(
     actor_id: str | None = None,
 ) -> tuple[Any, ...]:
     """The error value for what user code raised."""
-    if isinstance(error, exc.TaskCancelledError | exc.RayActorError) and not isinstance(error, exc.RayTaskError):
-        pass  # raised by a get inside the task: it is this task's error like any other
     text = format_user_traceback(error, INTERNAL)
     if isinstance(error, ValueError) and "read-only" in str(error):
-        text += "(Arrays that come from the object store are shared and read-only: change a copy, a.copy().)\n"
+        text += (
+            "(Arrays that come from the object store are shared and read-only: change a copy, a.copy().)\n"
+        )
     wrapped = exc.RayTaskError(
         function_name, text, error, proctitle=proctitle, actor_repr=actor_repr, actor_id=actor_id
     )

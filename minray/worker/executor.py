@@ -12,8 +12,6 @@ ends.
 
 from __future__ import annotations
 
-import os
-import pickle
 import signal
 import sys
 import threading
@@ -22,10 +20,8 @@ from time import perf_counter_ns
 from typing import Any
 
 from minray.wire.messages import (
-    TASKS,
     Address,
     Cancel,
-    GiveBack,
     LeaseConfirm,
     LeaseRevoke,
     Steal,
@@ -298,6 +294,3 @@ def _flush_stdio() -> None:
             stream.flush()
         except (OSError, ValueError):
             pass  # user code closed it, or its reader is gone: prints are lost, results are not
-
-
-__all__ = ["TASKS", "Executor", "GiveBack", "os", "pickle"]

@@ -21,9 +21,11 @@ from minray._base.resources import quantity_to_units, to_units
 IGNORED = frozenset(
     {
         "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_level",
-        "logging_format", "_metrics_export_port", "_enable_object_reconstruction", "object_spilling_directory",
+        "logging_format", "_metrics_export_port", "_enable_object_reconstruction",
+        "object_spilling_directory",
         "_redis_max_memory", "_redis_username", "_redis_password", "_driver_object_store_memory",
-        "_plasma_directory", "_object_spilling_directory", "_skip_env_hook", "_cluster_id", "_tracing_startup_hook",
+        "_plasma_directory", "_object_spilling_directory", "_skip_env_hook", "_cluster_id",
+        "_tracing_startup_hook",
         "enable_resource_isolation", "system_reserved_cpu", "system_reserved_memory", "storage",
     }
 )  # fmt: skip
@@ -127,8 +129,8 @@ def _no_resources_of_a_cluster(address: str, said: Mapping[str, Any]) -> None:
     wrong = [name for name in _OF_A_CLUSTER if said.get(name)]
     if wrong:
         raise ValueError(
-            f"When connecting to an existing cluster ({address!r}), num_cpus and num_gpus must not be provided, nor "
-            f"anything else that its nodes decide: got {', '.join(wrong)}"
+            f"When connecting to an existing cluster ({address!r}), num_cpus and num_gpus must not be "
+            f"provided, nor anything else that its nodes decide: got {', '.join(wrong)}"
         )
 
 

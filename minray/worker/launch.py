@@ -42,14 +42,16 @@ END_WAIT_S = 0.5
 TABLES = "gcs.sqlite"  # of a head that stays
 
 # ``-S``: no site module, so a start does not wait for what is installed; hence the folders in argv.
+# argv: the session's folder (each can clear up if the driver is killed before it has said more), then those.
 _DAEMON = (
-    "# minray daemon\nimport sys\nsys.path[:] = [p for p in sys.path if p] + sys.argv[1:]\n"
-    "from minray.daemon import main\nmain()"
+    "# minray daemon\nimport sys\nsys.path[:] = [p for p in sys.path if p] + sys.argv[2:]\n"
+    "from minray.daemon import main\nmain(sys.argv[1])"
 )
 _ZYGOTE = (
-    "# minray zygote\nimport sys\nsys.path[:] = [p for p in sys.path if p]\n"
-    "sys.path += [p for p in sys.argv[2:] if p not in sys.path]\ndel sys.argv[2:]\n"
-    "from minray.node.zygote import main\nmain()"
+    "# minray zygote\nimport sys\nfolder, sys.path[:] = sys.argv[2], [p for p in sys.path if p]\n"
+    "sys.path += [p for p in sys.argv[3:] if p not in sys.path]\ndel sys.argv[2:]\n"
+    "from minray.node.zygote import main\nmain()\n"
+    "from minray.node.cleanup import remove_session\nremove_session(folder)"
 )
 
 
@@ -177,7 +179,7 @@ def _start(
             zygote = _start_zygote(info.folder, pair[1])
         fds = [listener.fileno(), *(sock.fileno() for sock in pair[:1])]
         log_fd = _open_log(info.folder, "daemon")
-        command = [_python(), "-S", "-c", _DAEMON, *_folders_of("minray", "psutil")]
+        command = [_python(), "-S", "-c", _DAEMON, info.folder, *_folders_of("minray", "psutil")]
         daemon = _popen(command, stdin=subprocess.PIPE, log_fd=log_fd, fds=fds, env=child_environ())
         boot = {
             "config": config.to_dict(),
@@ -248,7 +250,7 @@ def sibling_endpoint(endpoint: str, folder: str, name: str) -> str:
 def _start_zygote(folder: str, sock: socket.socket) -> subprocess.Popen[bytes]:
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     folders = _folders_of("minray", "numpy", "cloudpickle")
-    command = [_python(), *flags, "-c", _ZYGOTE, str(sock.fileno()), *folders]
+    command = [_python(), *flags, "-c", _ZYGOTE, str(sock.fileno()), folder, *folders]
     # One BLAS thread: a process with more must not fork. Workers get the user's values back.
     env = child_environ(dict.fromkeys(BLAS_THREAD_VARIABLES, "1"))
     log_fd = _open_log(folder, "zygote")

@@ -72,6 +72,10 @@ class Link:
         self.reactor = reactor
         self.config = config
         self.hello = hello
+        self.worker_id = hello.worker_id
+        self.node_id = b""  # these three are known once the node has answered Register
+        self.job_id = b""
+        self.namespace = ""
         self.lock = threading.RLock()
         self.owned = self.lock._is_owned  # type: ignore[attr-defined]
         self.closed = False

@@ -26,7 +26,6 @@ from minray._base import resources as res
 from minray._base.options import resolve_num_returns
 from minray.object_ref import ObjectRef
 from minray.worker.contract import FunctionDef, Submitted
-from minray.worker.functions import dumps_function
 from minray.worker.init_options import InitOptions
 from minray.worker.local_actor_ops import LocalActorOps
 from minray.worker.local_calls import Call
@@ -99,24 +98,6 @@ class LocalRuntime(LocalActorOps):
         else:
             self._deferred.append((call, definition.function))
         return self.submitted(call, refs)
-
-    def check_portable(self, definition: Any, code: Any, name: str) -> None:
-        """Code runs here as it is, but what could not go to a worker is refused as it would be there."""
-        if definition.exported is self:
-            return
-        self.only_looking = True
-        try:
-            dumps_function(code, name)
-        finally:
-            self.only_looking = False
-        definition.exported = self
-
-    def infeasible(self, units: dict[str, int]) -> str | None:
-        """Why this machine can never satisfy a request; None if it can."""
-        totals = res.to_units(self.session["totals"])
-        if all(totals.get(name, 0) >= amount for name, amount in units.items()):
-            return None
-        return f"It needs {res.from_units(units)}, and this machine has {self.session['totals']} in all."
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None:
         """See the contract."""

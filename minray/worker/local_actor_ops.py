@@ -1,6 +1,7 @@
 """Local mode's part of the contract that is about actors, names and the cluster's tables.
 
-The middle part of the local runtime (``local_core`` ← this ← ``local``); knows the actors, while ``local_actors`` knows how each runs.
+The middle part of the local runtime (``local_core`` ← this ← ``local``); knows the actors, while
+``local_actors`` knows how each runs.
 
 Invariants: a name belongs to one living actor; the hidden object behind an actor's handles is in ``_handles``
 while the actor lives; dead actors stay known, so that their calls can say why.
@@ -15,14 +16,7 @@ from minray._base import resources as res
 from minray.exceptions import ActorAlreadyExistsError, ActorHandleNotFoundError, RaySystemError
 from minray.object_ref import ObjectRef
 from minray.worker.contract import ActorClassDef, ActorRecord, MethodMeta, Submitted
-from minray.worker.local_actors import (
-    ALIVE,
-    CREATION,
-    DEAD,
-    InlineActor,
-    LocalActor,
-    ThreadedActor,
-)
+from minray.worker.local_actors import ALIVE, CREATION, DEAD, InlineActor, LocalActor, ThreadedActor
 from minray.worker.local_calls import NONE, ActorExit, Call, result_id
 from minray.worker.local_core import LocalCore
 from minray.worker.local_objects import VALUE
@@ -233,8 +227,8 @@ class LocalActorOps(LocalCore):
         actor = self._names.get((space, name))
         if actor is None:
             raise ValueError(
-                f"Failed to look up actor with name {name!r} in namespace {space!r}: it was never created, it has "
-                "died, or it was created in another namespace"
+                f"Failed to look up actor with name {name!r} in namespace {space!r}: it was never created, "
+                "it has died, or it was created in another namespace"
             )
         return self._record(actor, None)
 
@@ -256,7 +250,9 @@ class LocalActorOps(LocalCore):
         return self._record(self._current(), None)
 
     def _current(self) -> LocalActor:
-        return self._actors[self.context().actor_id]
+        actor_id = self.context().actor_id
+        assert actor_id is not None, "the face asks only in an actor"
+        return self._actors[actor_id]
 
     def actor_died(self, actor: LocalActor) -> None:
         """Its name and resources are free."""

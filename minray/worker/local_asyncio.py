@@ -78,7 +78,14 @@ class AsyncioActor(LocalActor):
         if self.state == DEAD or self._loop is None:
             call.fail(self.death_of(call))
         elif not call.done:
-            call.asyncio_task = self._loop.create_task(self._run(call))
+            task = call.asyncio_task = self._loop.create_task(self._run(call))
+            task.add_done_callback(lambda _: self._done(call))
+
+    def _done(self, call: Call) -> None:
+        call.asyncio_task = None
+        if not call.done:  # cancelled, perhaps before its first step
+            call.fail(self.death_of(call) if self.state == DEAD else ("cancelled", call.name))
+        self.answered(call)
 
     async def _run(self, call: Call) -> None:
         CONTEXT.set(call.context)
@@ -88,11 +95,9 @@ class AsyncioActor(LocalActor):
             async with self._slots[call.group]:
                 await self._call(call)
         except asyncio.CancelledError:
-            call.fail(self.death_of(call) if self.state == DEAD else ("cancelled", call.name))
+            raise  # told by _done
         except BaseException as error:  # all that user code raises is the call's outcome
             call.fail(call.error_value(error))
-        call.asyncio_task = None
-        self.answered(call)
 
     async def _call(self, call: Call) -> None:
         while True:
@@ -135,9 +140,12 @@ class AsyncioActor(LocalActor):
     def cancel(self, call: Call) -> None:
         """Cancel its asyncio task."""
         super().cancel(call)
-        task = call.asyncio_task
-        if task is not None:
-            self._post(task.cancel)
+
+        def cancel() -> None:  # on the loop, so after its ``_start``
+            if call.asyncio_task is not None:
+                call.asyncio_task.cancel()
+
+        self._post(cancel)
 
     def die(self, cause: dict[str, Any]) -> None:
         """As in the base class."""

@@ -1,7 +1,7 @@
 """Local mode's calls: one submitted call, from its encoded arguments to its results.
 
-A ``Call`` knows its arguments, where its results go, and how failure is told; who runs it (``.remote()`` itself,
-an actor's loop or threads) is decided elsewhere. ``run_inline`` runs a plain one to its end.
+A ``Call`` knows its arguments, where its results go, and how failure is told; who runs it (``.remote()``
+itself, an actor's loop or threads) is decided elsewhere. ``run_inline`` runs a plain one to its end.
 
 Invariants: each call settles all of its results once, whatever happens; user code runs under no lock.
 """
@@ -141,12 +141,13 @@ class Call:
             values = list(value)
         except TypeError:
             raise ValueError(
-                f"{self.name} has num_returns={count} but returned one {type(value).__name__}: return {count} values"
+                f"{self.name} has num_returns={count} but returned one {type(value).__name__}: return "
+                f"{count} values"
             ) from None
         if len(values) != count:
             raise ValueError(
-                f"Task returned {len(values)} objects, but num_returns={count}: {self.name} must return exactly "
-                f"{count} values"
+                f"Task returned {len(values)} objects, but num_returns={count}: {self.name} must return "
+                f"exactly {count} values"
             )
         return [encode(item) for item in values]
 
@@ -217,7 +218,7 @@ class Call:
 def run_inline(call: Call, function: Callable[..., Any]) -> None:
     """Run a call to its end on this thread.
 
-    Raises KeyboardInterrupt for a real Ctrl-C (one that no ``raise`` statement made), and the debugger's BdbQuit.
+    Raises KeyboardInterrupt for a real Ctrl-C (no ``raise`` statement made it), and the debugger's BdbQuit.
     """
     while True:
         token = CONTEXT.set(call.context)

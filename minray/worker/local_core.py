@@ -1,10 +1,10 @@
 """Local mode's core: objects, streams, who runs now, and what a waiting thread does meanwhile.
 
-The lower half of the local runtime, which ``local_actor_ops`` and ``local`` build on. A thread that waits runs
-what was *deferred*: calls whose arguments were not there when they were submitted.
+The lower half of the local runtime, which ``local_actor_ops`` and ``local`` build on. A thread that waits
+runs what was *deferred*: calls whose arguments were not there when they were submitted.
 
-Invariants: whatever settles an object notifies ``objects.changed``, so no waiter oversleeps; a deferred call is
-run by exactly one thread; user code runs under no lock.
+Invariants: whatever settles an object notifies ``objects.changed``, so no waiter oversleeps; a deferred call
+is run by exactly one thread; user code runs under no lock.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from minray.exceptions import GetTimeoutError, RaySystemError
 from minray.object_ref import ObjectRef, Owner, make_generator
 from minray.worker import errors
 from minray.worker.contract import Submitted, TaskContext
+from minray.worker.functions import dumps_function
 from minray.worker.local_calls import CONTEXT, Call, ErrorReport, result_id, run_inline
 from minray.worker.local_objects import ERROR, PENDING, VALUE, LocalObject, ObjectTable, encode
 from minray.worker.local_streams import LocalStream, PulledStream
@@ -46,6 +47,8 @@ class Stalled(Protocol):
 
 class LocalCore:
     """See contract.Runtime."""
+
+    session: dict[str, Any]  # what LocalRuntime adds
 
     def __init__(self, env_vars: dict[str, str]) -> None:
         self.job_id = JOB_ID
@@ -132,6 +135,24 @@ class LocalCore:
         with self.objects.changed:
             for name, amount in units.items():
                 self._taken[name] = self._taken.get(name, 0) + sign * amount
+
+    def check_portable(self, definition: Any, code: Any, name: str) -> None:
+        """Code runs here as it is, but what could not go to a worker is refused as it would be there."""
+        if definition.exported is self:
+            return
+        self.only_looking = True
+        try:
+            dumps_function(code, name)
+        finally:
+            self.only_looking = False
+        definition.exported = self
+
+    def infeasible(self, units: dict[str, int]) -> str | None:
+        """Why this machine can never satisfy a request; None if it can."""
+        totals = res.to_units(self.session["totals"])
+        if all(totals.get(name, 0) >= amount for name, amount in units.items()):
+            return None
+        return f"It needs {res.from_units(units)}, and this machine has {self.session['totals']} in all."
 
     # --- objects ----------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ loop or thread, held back by the option for backpressure.
 
 Called by ``worker.local``; under ``ObjectTable.changed`` where state is shared between threads.
 
-Invariants: item i is the object of index i + 2, and is made once; after the end nothing is added; the object of
-index 1 settles at the end, last.
+Invariants: item i is the object of index i + 2, and is made once; after the end nothing is added; the object
+of index 1 settles at the end, last.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LocalStream:
         with self._objects.changed:
             if self._items:
                 return self._items[0]
-            ref = self._slot()
+            ref: ObjectRef[Any] = self._slot()
             if not self.ended:
                 self._peeked = ref
                 return ref
@@ -134,13 +134,12 @@ class LocalStream:
 
     def finished(self) -> bool:
         """See contract.Runtime.stream_finished."""
-        if not self._items and not self.ended:
-            return False
         return self.ended and not self._items
 
     def completed(self) -> ObjectRef[Any]:
         """See contract.Runtime.stream_completed_ref."""
-        return self._completed
+        ref: ObjectRef[Any] = self._completed
+        return ref
 
 
 class PulledStream(LocalStream):

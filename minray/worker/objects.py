@@ -10,16 +10,16 @@ Used by worker.submission and worker.executor (arguments, results) and by the pu
 from __future__ import annotations
 
 import sys
-from pickle import loads
 from collections.abc import Callable
 from functools import partial
+from pickle import loads
 from time import monotonic
 from typing import Any
 
 from minray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, RaySystemError
 from minray.object_ref import ObjectRef, make_ref
-from minray.store.client import Gone
 from minray.store.errors import StoreFull
+from minray.store.holds import Gone
 from minray.wire.messages import Address, PinForever, pack
 from minray.wire.reactor import Waiter
 from minray.worker import errors
@@ -30,7 +30,6 @@ from minray.worker.tasks import ERROR, INLINE, STORED
 
 PENDING = 0
 SAY_AFTER_S = 60.0  # a get that has waited this long says on what
-
 
 
 class GetWaiter(Waiter):
@@ -270,11 +269,13 @@ class ObjectOps(Link):
         if self.closed:
             raise RaySystemError(LOST)
         raise ValueError(
-            f"{ref!r} is not known in this session: it was made by an earlier session, or by ObjectRef(bytes). "
-            "Get refs from .remote() or put()"
+            f"{ref!r} is not known in this session: it was made by an earlier session, or by "
+            "ObjectRef(bytes). Get refs from .remote() or put()"
         )
 
-    def _sleep(self, waiter: Waiter, timeout: float | None, records: Callable[[], list[ObjectRecord]]) -> None:
+    def _sleep(
+        self, waiter: Waiter, timeout: float | None, records: Callable[[], list[ObjectRecord]]
+    ) -> None:
         """Wait; say on what if it takes long."""
         deadline = None if timeout is None else monotonic() + timeout
         wait = self.reactor.wait
@@ -284,7 +285,10 @@ class ObjectOps(Link):
                 return
             if deadline is not None and monotonic() >= deadline:
                 return
-            print(f"minray: still waiting after {SAY_AFTER_S:.0f} s: {self._on_what(records())}", file=sys.stderr)
+            print(
+                f"minray: still waiting after {SAY_AFTER_S:.0f} s: {self._on_what(records())}",
+                file=sys.stderr,
+            )
 
     def wait_in_user_code(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
         """A worker's executor overrides this: others may have its CPU meanwhile."""

@@ -14,7 +14,18 @@ from minray.wire.messages import Address
 class Running:
     """One call in progress."""
 
-    __slots__ = ("attempt", "cancelled", "consumed", "extra", "meta", "method", "owner", "seq", "task", "waiter")
+    __slots__ = (
+        "attempt",
+        "cancelled",
+        "consumed",
+        "extra",
+        "meta",
+        "method",
+        "owner",
+        "seq",
+        "task",
+        "waiter",
+    )
 
     def __init__(
         self, owner: Address, seq: int, attempt: int, meta: dict[str, Any], method: str, extra: Any

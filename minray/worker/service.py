@@ -28,22 +28,16 @@ from minray.wire.messages import (
     TASKS,
     Blocked,
     ExitWorker,
-    ExtentGrant,
-    ExtentRefused,
-    Freed,
     Hello,
     Message,
-    Pinned,
     Registered,
-    SegmentsGone,
-    Trim,
     Unblocked,
     pack,
 )
 from minray.wire.reactor import Reactor, Waiter
 from minray.worker import errors
 from minray.worker.actors import ActorOps
-from minray.worker.contract import TaskContext
+from minray.worker.contract import ActorRecord, TaskContext
 from minray.worker.core import Core
 from minray.worker.running import RUNNING, Running
 
@@ -72,10 +66,6 @@ class CoreWorker(ActorOps):
     def __init__(self, reactor: Reactor, config: Config, hello: Hello) -> None:
         super().__init__(reactor, config, hello)
         self.actor: Any = None
-        self.worker_id = hello.worker_id
-        self.node_id = b""
-        self.job_id = b""
-        self.namespace = ""
         self.session: dict[str, Any] = {}
         self._deeper = {}
         self._trim_due = False
@@ -111,7 +101,11 @@ class CoreWorker(ActorOps):
         )  # fmt: skip
         config = self.config
         self.core = Core(
-            me, msg.job_id, self.worker_id[:12], max_pipeline=config.max_pipeline, lease_idle_s=config.lease_idle_s
+            me,
+            msg.job_id,
+            self.worker_id[:12],
+            max_pipeline=config.max_pipeline,
+            lease_idle_s=config.lease_idle_s,
         )
         self.gcs_link = self.node
         if msg.gcs_endpoint != self.node.endpoint:
@@ -119,12 +113,13 @@ class CoreWorker(ActorOps):
         self.store = StoreClient(
             segments.from_spec(msg.session["segment_dir"]),
             node_id=msg.node_id,
+            worker_id=self.worker_id,
             send=self.tell_node,
             waits=_Waits(self),
             before_allocate=self._let_go,
             wake=lambda: self.post(self.store.drain),
         )
-        for cls in (ExtentGrant, ExtentRefused, Freed, Pinned, SegmentsGone, Trim):
+        for cls in self.store.messages:
             self.handle(cls, lambda _c, m: self.store.on_message(m))
 
     def tell_node(self, msg: Message) -> None:
@@ -171,13 +166,20 @@ class CoreWorker(ActorOps):
         with self.lock:
             failures = list(self.core.failures)
         return [
-            {"type": "task", "message": f"Remote function {name} failed with:\n\n{errors.to_exception(value)}"}
+            {
+                "type": "task",
+                "message": f"Remote function {name} failed with:\n\n{errors.to_exception(value)}",
+            }
             for name, value in failures
         ]
 
     def exit_actor(self) -> None:
         """See the contract."""
         raise TypeError("exit_actor() can only be called in an actor: this code does not run in one")
+
+    def current_actor(self) -> ActorRecord:
+        """See the contract."""
+        raise RuntimeError("no actor runs in this process")
 
     def in_runtime(self) -> bool:
         """Whether the main thread must not be interrupted just now."""
@@ -342,6 +344,11 @@ class WorkerRuntime(CoreWorker):
     def exit_actor(self) -> None:
         """See the contract."""
         self.actor.request_exit("exit_actor() was called")
+
+    def current_actor(self) -> ActorRecord:
+        """See the contract."""
+        spec = self.actor.spec
+        return self._weak_record({**spec, "options": spec["options"]})
 
     def cancel_children(self, running: Running) -> None:
         """Cancel what the running task has submitted. Under the lock."""

@@ -43,7 +43,9 @@ class PreparedMethod:
 
     __slots__ = ("actor_id", "backpressure", "extra", "handle_id", "name", "num_returns", "retries")
 
-    def __init__(self, actor_id: bytes, handle_id: bytes | None, name: str, num_returns: int, retries: int) -> None:
+    def __init__(
+        self, actor_id: bytes, handle_id: bytes | None, name: str, num_returns: int, retries: int
+    ) -> None:
         self.actor_id = actor_id
         self.handle_id = handle_id
         self.name = name
@@ -87,7 +89,9 @@ class Submission(ObjectOps):
         }
         return self._function(exported[1], options, meta, num_returns)
 
-    def _function(self, blob: bytes, options: TaskOptions, meta: dict[str, Any], num_returns: int) -> Function:
+    def _function(
+        self, blob: bytes, options: TaskOptions, meta: dict[str, Any], num_returns: int
+    ) -> Function:
         with self.lock:
             key = self._key(options, meta["name"])
             self._function_count += 1
@@ -302,7 +306,12 @@ class Submission(ObjectOps):
                 f"max_pending_calls={actor.max_pending}"
             )
         task = Task(
-            self.core.next_seq(), prepared.name, NO_ARGUMENTS, prepared.extra, prepared.num_returns, prepared.retries
+            self.core.next_seq(),
+            prepared.name,
+            NO_ARGUMENTS,
+            prepared.extra,
+            prepared.num_returns,
+            prepared.retries,
         )
         task.actor = actor
         keep = self._encode_arguments(task, args, kwargs) if args or kwargs else None

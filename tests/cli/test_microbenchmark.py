@@ -39,7 +39,7 @@ def test_a_rate_is_calls_per_second() -> None:
     assert sample.value == pytest.approx(10_000)
     assert sample.spread == pytest.approx(0, abs=1e-3)
     assert 1000 <= sample.count <= 1200
-    assert clock.calls <= 1600  # warm-up included
+    assert clock.calls <= 1800  # warm-up included
 
 
 def test_a_slow_call_runs_twice_and_is_measured_once() -> None:

@@ -87,6 +87,11 @@ def not_local(reason: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(IS_LOCAL, reason=f"not in local mode: {reason}")
 
 
+def t2(name: str) -> pytest.MarkDecorator:
+    """``util.<name>`` belongs to the second tier of the surface: skipped until it is built."""
+    return pytest.mark.skipif(not hasattr(util, name), reason=f"util.{name} is not built yet")
+
+
 needs_processes = not_local("it needs worker processes")
 needs_concurrency = not_local("tasks run to their end inside .remote()")
 

@@ -18,6 +18,7 @@ from .target import (
     ray,
     start,
     stop,
+    t2,
     util,
 )
 
@@ -122,6 +123,7 @@ def test_b28_get_if_exists_needs_a_name():
         Plain.options(get_if_exists=True).remote()
 
 
+@t2("list_named_actors")
 def test_b28_list_named_actors():
     keep = [Plain.options(name=f"b28-list-{i}").remote() for i in range(2)]
     other = Plain.options(name="b28-list-other", namespace="b28-other").remote()

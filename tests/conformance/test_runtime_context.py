@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from .target import USAGE_ERRORS, exceptions, minray_only, needs_processes, not_local, ray, util
+from .target import USAGE_ERRORS, exceptions, minray_only, needs_processes, not_local, ray, t2, util
 
 INIT = {"num_cpus": 4, "namespace": "space"}
 
@@ -231,6 +231,7 @@ def test_nodes():
         assert key in node
 
 
+@t2("get_node_ip_address")
 def test_node_ip_address():
     assert re.fullmatch(r"[\d.]+", util.get_node_ip_address())
 

@@ -8,13 +8,13 @@ import queue as standard_queue
 import pytest
 
 from .target import (
-    IS_RAY,
     eventually,
     exceptions,
     load_testing,
     needs_concurrency,
     ray,
     submodule,
+    t2,
     util,
 )
 
@@ -336,11 +336,13 @@ def test_map_unordered_never_has_too_many_in_flight():
 # --- small things -------------------------------------------------------------------------------
 
 
+@t2("log_once")
 def test_log_once_is_true_once():
     assert util.log_once("conformance-key")
     assert not util.log_once("conformance-key")
 
 
+@t2("inspect_serializability")
 def test_inspect_serializability():
     import threading
 
@@ -353,6 +355,7 @@ def test_inspect_serializability():
     assert failures
 
 
+@t2("register_serializer")
 def test_register_serializer():
     class Odd:
         def __init__(self, value):
@@ -362,9 +365,14 @@ def test_register_serializer():
             raise TypeError("not by pickle")
 
     util.register_serializer(Odd, serializer=lambda odd: odd.value, deserializer=Odd)
+
+    @ray.remote
+    def read(odd):
+        return odd.value
+
     try:
         assert ray.get(ray.put(Odd(5))).value == 5
-        assert ray.get(echo.remote(Odd(6))).value == 6
+        assert ray.get(read.remote(Odd(6))) == 6
     finally:
         util.deregister_serializer(Odd)
 
@@ -400,9 +408,3 @@ def test_semaphore():
     assert ray.get(semaphore.locked.remote()) is True
     ray.get(semaphore.release.remote())
     ray.get(second, timeout=30)
-
-
-def test_util_is_where_ray_has_it():
-    assert queue.Queue.__module__.endswith("util.queue")
-    if not IS_RAY:
-        assert util.Queue is queue.Queue or not hasattr(util, "Queue")

@@ -45,7 +45,7 @@ class World:
         self.now = 100.0
         self.pool = WorkerPool(cpus=cpus, new_worker_id=worker_ids(), **pool)
         self.table = LeaseTable(NODE, totals or {"CPU": cpus * 10_000}, self.pool)
-        self.table.addresses[DRIVER] = (NODE, DRIVER, "unix:/driver")
+        self.table.driver_joined(DRIVER, (NODE, DRIVER, "unix:/driver"), CLASS)
         self.ordered: list[int] = []  # numbers of workers to be started
         self.exits: list[tuple[int, bool, str]] = []
         self.sent: list[tuple[bytes, Message]] = []
@@ -79,8 +79,10 @@ class World:
             "job": JOB,
             **fields,
         }
-        job = made.pop("job")
-        self.do(self.table.demand(owner, job, LeaseDemand(key, wanted, **made), self.now))
+        job = WorkerClass(made.pop("job"))
+        if owner not in self.table.addresses:  # another driver
+            self.table.driver_joined(owner, (NODE, owner, "unix:/other"), job)
+        self.do(self.table.demand(owner, LeaseDemand(key, wanted, **made), self.now))
 
     def register_all(self) -> None:
         """Every ordered worker arrives, and those ordered because of that."""
@@ -91,7 +93,7 @@ class World:
         worker = self.pool.workers[number]
         self.do(self.table.registered(number, (NODE, worker.worker_id, f"unix:/w{number}"), self.now))
 
-    def exit(self, number: int, running: tuple[int, int] = (-1, -1), **cause: Any) -> None:
+    def exit(self, number: int, running: tuple[int, int, int] = (-1, -1, -1), **cause: Any) -> None:
         worker, effects = self.table.exited(number, {"text": "exit code 1", **cause}, running, self.now)
         assert worker is not None
         self.do(effects)

@@ -86,7 +86,7 @@ def test_kill_is_by_force() -> None:
     lease_no = world.take(LeaseGrant)[0].lease_no
     world.do(world.table.kill(DRIVER, lease_no, world.now))
     assert world.exits == [(1, False, "its owner cancelled the task by force")]
-    world.exit(1, (7, 2), signal=9)
+    world.exit(1, (lease_no, 7, 2), signal=9)
     died = world.take(Died, DRIVER)[0]
     assert (died.lease_no, died.running_seq, died.running_attempt) == (lease_no, 7, 2)
 
@@ -282,7 +282,7 @@ def test_gpus_are_given_by_instance() -> None:
 def test_a_default_actor_needs_a_cpu_to_be_placed_and_none_to_live() -> None:
     world = World(cpus=1)
     for number in range(3):
-        world.do(world.table.start_actor(DRIVER, JOB, actor_order(number), world.now))
+        world.do(world.table.start_actor(actor_order(number), world.now))
     world.register_all()
     assert len(world.take(CreateActor)) == 3
     assert world.table.book.available == CPU1
@@ -296,7 +296,7 @@ def test_an_actor_waits_while_no_cpu_is_free() -> None:
     world.demand(1)
     world.register_all()
     world.demand(1)
-    world.do(world.table.start_actor(DRIVER, JOB, actor_order(), world.now))
+    world.do(world.table.start_actor(actor_order(), world.now))
     world.register_all()
     assert world.take(CreateActor) == []
     world.pass_time(1)
@@ -308,7 +308,7 @@ def test_an_actor_waits_while_no_cpu_is_free() -> None:
 def test_explicit_resources_stay_booked_for_life() -> None:
     world = World(cpus=2)
     order = actor_order(lifetime_resources=CPU1)
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     world.register_all()
     assert world.table.book.available == CPU1
     worker_id = world.table.actors.running()[order.actor_id]
@@ -327,19 +327,19 @@ def test_explicit_resources_stay_booked_for_life() -> None:
 def test_orders_are_idempotent() -> None:
     world = World()
     order = actor_order()
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     world.register_all()
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     world.register_all()
     assert len(world.take(CreateActor)) == 1
     world.do(world.table.stop_actor(order.actor_id, 0, world.now, graceful=False, reason="kill"))
     assert world.exits == [(1, False, "kill")]
     world.exit(1, expected=True)
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     assert world.take(CreateActor) == []
     assert [m.cause["intended"] for m in world.to_gcs if isinstance(m, ActorEnded)] == [True]
-    world.do(world.table.start_actor(DRIVER, JOB, actor_order(incarnation=1), world.now))
+    world.do(world.table.start_actor(actor_order(incarnation=1), world.now))
     world.register_all()
     assert len(world.take(CreateActor)) == 1
 
@@ -347,7 +347,7 @@ def test_orders_are_idempotent() -> None:
 def test_stopping_an_actor_that_waits_ends_the_waiting() -> None:
     world = World(cpus=1)
     order = actor_order(placement_resources={"CPU": 10_000})
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     world.do(world.table.stop_actor(order.actor_id, 0, world.now, graceful=True, reason="out of scope"))
     world.register_all()
     assert world.take(CreateActor) == []
@@ -360,14 +360,14 @@ def test_a_stop_that_overtakes_its_start_voids_it() -> None:
     world = World()
     order = actor_order()
     world.do(world.table.stop_actor(order.actor_id, 0, world.now, graceful=False, reason="kill"))
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     assert world.ordered == []
 
 
 def test_an_actor_that_no_machine_can_hold_is_unschedulable_after_the_grace() -> None:
     world = World()
     order = actor_order(placement_resources={"GPU": 10_000})
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     assert "actor Counter asks for GPU: 1" in world.warnings[0]
     world.pass_time(10.1)
     (ended,) = world.to_gcs
@@ -378,8 +378,8 @@ def test_an_actor_that_no_machine_can_hold_is_unschedulable_after_the_grace() ->
 
 def test_the_end_of_a_job_spares_detached_actors_and_their_helpers() -> None:
     world = World(cpus=8)
-    world.do(world.table.start_actor(DRIVER, JOB, actor_order(1, lifetime="detached"), world.now))
-    world.do(world.table.start_actor(DRIVER, JOB, actor_order(2), world.now))
+    world.do(world.table.start_actor(actor_order(1, lifetime="detached"), world.now))
+    world.do(world.table.start_actor(actor_order(2), world.now))
     world.register_all()
     detached = world.table.actors.running()[actor_order(1).actor_id]
     world.demand(1, owner=detached, depth=1)

@@ -89,7 +89,7 @@ class Leases(RuleBasedStateMachine):
         life = {k: min(v, REQUESTS[what].get(k, 0)) for k, v in REQUESTS[lives].items() if k in REQUESTS[what]}
         order = actor_order(self.actors, placement_resources=REQUESTS[what], lifetime_resources=life)
         self.placed.add(order.actor_id)
-        self.world.do(self.world.table.start_actor(DRIVER, JOB, order, self.world.now))
+        self.world.do(self.world.table.start_actor(order, self.world.now))
 
     @precondition(lambda self: self.actors)
     @rule(which=st.integers(0, 9), graceful=st.booleans())

@@ -82,7 +82,7 @@ def test_shallow_tasks_do_not_take_from_deeper_ones() -> None:
 def test_nothing_is_revoked_for_what_cannot_be_had() -> None:
     world = World(cpus=2)
     order = actor_order(lifetime_resources=CPU1)
-    world.do(world.table.start_actor(DRIVER, JOB, order, world.now))
+    world.do(world.table.start_actor(order, world.now))
     world.register_all()
     world.demand(1, owner=A)
     world.register_all()
@@ -189,7 +189,7 @@ def test_wide_zero_cpu_tasks_stop_at_the_soft_cap_and_then_creep() -> None:
 def test_actors_do_not_count_towards_the_caps() -> None:
     world = World(cpus=1, soft=2, hard=3)
     for number in range(20):
-        world.do(world.table.start_actor(DRIVER, JOB, actor_order(number + 1), world.now))
+        world.do(world.table.start_actor(actor_order(number + 1), world.now))
     world.register_all()
     assert len(world.table.actors.running()) == 20
     world.demand(1)
@@ -213,7 +213,7 @@ def test_idle_workers_of_another_kind_make_room_at_the_cap() -> None:
 def test_a_flood_starts_only_a_few_workers_at_once() -> None:
     world = World(cpus=2)
     for number in range(100):
-        world.do(world.table.start_actor(DRIVER, JOB, actor_order(number + 1), world.now))
+        world.do(world.table.start_actor(actor_order(number + 1), world.now))
     assert len(world.ordered) == world.pool.max_starting == 4
     world.register(world.ordered.pop(0))
     assert len(world.ordered) == 4

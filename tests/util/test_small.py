@@ -221,3 +221,17 @@ def test_placement_groups_say_that_they_are_not_built() -> None:
         with pytest.raises(NotImplementedError, match="placement group"):
             call()
     assert util.get_current_placement_group() is None
+
+
+@minray_only("they are built there")
+def test_strategies_are_plain_values_and_say_what_is_not_built() -> None:
+    strategies = submodule("util.scheduling_strategies")
+    assert strategies.NodeAffinitySchedulingStrategy("ab", soft=True).soft
+    assert strategies.In("a", "b") == strategies.In("a", "b") != strategies.NotIn("a", "b")
+    assert repr(strategies.Exists()) == "Exists()"
+    label = strategies.NodeLabelSchedulingStrategy({"zone": strategies.In("a")}, soft={})
+    group = strategies.PlacementGroupSchedulingStrategy(placement_group=object())
+    task = ray.remote(lambda: None)
+    for strategy in (label, group):
+        with pytest.raises(NotImplementedError):
+            task.options(scheduling_strategy=strategy).remote()

@@ -253,9 +253,9 @@ def test_a_message_beyond_the_bound_raises_where_it_is_sent(
 ) -> None:
     small = make("small", max_frame=1000)
     conn, got = connect(small, small.listen(request_of, lambda conn: Echo()))
-    with pytest.raises(ProtocolError, match="beyond the bound of 1000"):
+    with pytest.raises(ProtocolError, match="beyond the bound of 1000 bytes"):
         conn.send((1, bytes(1000)))
-    with pytest.raises(ProtocolError, match="beyond the bound of 1000"):
+    with pytest.raises(ProtocolError, match="beyond the bound of 1000 bytes"):
         conn.send_many([(1, b""), (1, bytes(1000))])
     conn.send((1, "fits"))
     got.until_messages(1)

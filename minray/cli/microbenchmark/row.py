@@ -4,7 +4,7 @@ A row is a function of a ``Bench``: it gets the module under test (``bench.ray``
 for the floors), defines its tasks and actors inside itself (so that they travel by value and the workers
 need not find this file), and returns what it measured.
 
-How a rate is measured: the call is run once, and again for at most half a second, unmeasured; then in
+How a rate is measured: the call is run once, and again for up to a second, unmeasured; then in
 four windows until ``seconds`` have passed, each window timed as a whole. The rate is the total over the
 total; the spread is the standard deviation over the windows. A call that takes longer than ``seconds``
 is measured once.
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 WINDOWS = 4
-WARM_UP = 0.5
+WARM_UP = 1.0
 
 
 class SkipRow(Exception):
@@ -82,7 +82,7 @@ class Bench:
     def rate(self, call: Callable[[], object], per_call: float = 1.0) -> Sample:
         """How often per second ``call`` ran, times ``per_call`` (what one call is worth)."""
         clock = self.clock
-        warm_up = min(WARM_UP, self.seconds / 4)
+        warm_up = min(WARM_UP, self.seconds / 2)
         begin = clock()
         calls = 0
         while True:

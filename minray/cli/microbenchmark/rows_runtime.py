@@ -49,7 +49,7 @@ def idle(bench: Bench) -> dict[str, Sample]:
 
 @rows.add(
     "many",
-    Metric("many_submit", "a million tasks, submitted"),
+    Metric("many_submit", "very many tasks at once, submitted"),
     Metric("many_finish", "… finished"),
     Metric("many_bytes", "… driver memory per outstanding task", "B", lower_is_better=True),
     Metric("many_left", "… memory left after del", "%", lower_is_better=True),

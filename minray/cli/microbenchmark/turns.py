@@ -139,8 +139,10 @@ class Turns:
     def __enter__(self) -> Turns:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for peer in self._peers.values():
+            if error is not None:
+                peer.kill()  # Ctrl-C: nobody waits for the row to end
             peer.close()
         self._peers.clear()
 

@@ -1,0 +1,81 @@
+"""Who wants to hear of whose death, and what is known of the dead. Pure.
+
+A death is announced once to each watcher. Whoever asks for somebody who is dead already is answered at once,
+from the certificate while it is remembered; somebody this node never knew counts as dead.
+
+Called by node.service. Invariants: only the living have watchers; nobody watches after their own death.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from minray.node.worker_pool import Effect
+from minray.wire.messages import Died
+
+REMEMBERED = 1000
+UNKNOWN = "it is not alive, and this node does not know how it ended"
+
+
+class DeathBook:
+    """The living processes of a node, their watchers, and the certificates of the dead."""
+
+    def __init__(self, remembered: int = REMEMBERED) -> None:
+        self._alive: dict[bytes, set[bytes]] = {}  # process → watchers
+        self._watches: dict[bytes, set[bytes]] = {}  # watcher → processes
+        self._certificates: OrderedDict[bytes, Died] = OrderedDict()
+        self._remembered = remembered
+
+    def born(self, worker_id: bytes) -> None:
+        """A process has registered."""
+        self._alive.setdefault(worker_id, set())
+
+    def watch(self, watcher: bytes, worker_id: bytes) -> list[Effect]:
+        """``watcher`` wants to know when ``worker_id`` ends."""
+        watchers = self._alive.get(worker_id)
+        if watchers is not None:
+            watchers.add(watcher)
+            self._watches.setdefault(watcher, set()).add(worker_id)
+            return []
+        died = self._certificates.get(worker_id)
+        if died is None:
+            died = Died(worker_id, -1, -1, -1, {"text": UNKNOWN})
+        return [("send", watcher, died)]
+
+    def died(
+        self, worker_id: bytes, cause: dict[str, Any], running: tuple[int, int] = (-1, -1), told: bytes = b""
+    ) -> list[Effect]:
+        """It is dead. ``told``: who has been told already (the owner of its lease)."""
+        certificate = Died(worker_id, -1, running[0], running[1], cause)
+        self._certificates[worker_id] = certificate
+        if len(self._certificates) > self._remembered:
+            self._certificates.popitem(last=False)
+        watchers = self._alive.pop(worker_id, set())
+        for watcher in watchers:
+            self._forget(watcher, worker_id)
+        for target in self._watches.pop(worker_id, set()):
+            self._alive[target].discard(worker_id)
+        return [("send", watcher, certificate) for watcher in sorted(watchers - {told, worker_id})]
+
+    def _forget(self, watcher: bytes, worker_id: bytes) -> None:
+        watched = self._watches.get(watcher)
+        if watched is not None:
+            watched.discard(worker_id)
+            if not watched:
+                del self._watches[watcher]
+
+    def certificate(self, worker_id: bytes) -> Died | None:
+        """What is known of a dead process."""
+        return self._certificates.get(worker_id)
+
+    def check_invariants(self) -> None:
+        """Both directions agree."""
+        for target, watchers in self._alive.items():
+            for watcher in watchers:
+                assert target in self._watches.get(watcher, ()), (watcher, target)
+        for watcher, targets in self._watches.items():
+            assert targets, watcher
+            for target in targets:
+                assert watcher in self._alive.get(target, ()), (watcher, target)
+        assert len(self._certificates) <= self._remembered

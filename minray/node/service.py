@@ -1,0 +1,538 @@
+"""The node at work: connections of drivers and workers in, the machines' effects out.
+
+    Router (daemon) ─▶ Peer ─▶ NodeService ─┬─ LeaseTable (pure): leases, actors, worker pool
+                                            ├─ StoreAuthority:   the object store's extents and pins
+                                            ├─ DeathBook (pure): who watches whom
+                                            ├─ WorkerProcesses:  launcher, certificates, status pages
+                                            └─ LogHub:           output, to files and drivers
+    GCS ◀── gcs_send(Request, ActorStarted, ActorEnded, Died) ── on_gcs(StartActor, StopActor, Reply) ──▶
+
+Made by ``daemon.py``; everything runs on the reactor's thread and nothing waits. Requests it answers:
+``node_info``, ``available_resources``, ``stats``, ``flush_logs``.
+
+Invariants: one timer is armed for the earliest deadline of the machines, none when they have none; the last
+lines of a dead worker leave before the news of its death; a driver's end is noticed by its connection and by
+its pid, whichever ends first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from minray._base.config import BLAS_THREAD_VARIABLES, Config, blas_thread_vars, child_environ
+from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
+from minray.node.deaths import DeathBook
+from minray.node.demands import WorkerClass
+from minray.node.dispatch import HANDLERS, Peer
+from minray.node.ending import Ending
+from minray.node.launcher import ForkLauncher, Launcher, SpawnLauncher
+from minray.node.leases import LeaseTable
+from minray.node.logs import LogHub
+from minray.node.worker_pool import LEAVING, STATES, Effect, WorkerPool
+from minray.node.workers import WorkerProcesses
+from minray.store import segments
+from minray.store.authority import StoreAuthority
+from minray.store.extents import ExtentTable
+from minray.wire.errors import ProtocolError, WireError
+from minray.wire.messages import (
+    Died,
+    ExitWorker,
+    LogLines,
+    Message,
+    Register,
+    Registered,
+    Reply,
+    Request,
+    StartActor,
+    StopActor,
+    pack,
+    unpack,
+)
+from minray.wire.reactor import Connection, Reactor, Timer
+
+log = logging.getLogger(__name__)
+SUSPECT_S = 1.0  # how long a worker without a connection may take to be reaped
+EARLIEST_S = 0.001
+
+
+class NodeService:
+    """See the file's head.
+
+    Args:
+        session: name, dir, temp_dir, log_dir, prefix, endpoint, token, sys_path, driver (or None).
+        node: what the user said it offers: num_cpus, num_gpus, memory, object_store_memory (bytes),
+            resources, labels, node_name, node_ip_address; missing or None: detected.
+        zygote_sock, zygote_life: one end of the zygote's socket pair, its pid and start time; None: spawn.
+        gcs_send: takes what is for the GCS; it answers later, through ``on_gcs``.
+        end_session: called with a reason when the node cannot go on.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        config: Config,
+        *,
+        session: dict[str, Any],
+        node: dict[str, Any],
+        node_id: bytes,
+        zygote_sock: socket.socket | None,
+        zygote_life: tuple[int, float] | None,
+        gcs_send: Callable[[Message], None],
+        end_session: Callable[[str], None],
+        entry: str = "minray.worker.main",
+    ) -> None:
+        self.reactor = reactor
+        self.config = config
+        self.node_id = node_id
+        self.endpoint: str = session["endpoint"]
+        self.peers: dict[bytes, Peer] = {}  # registered ones, by worker_id
+        self.jobs: dict[bytes, dict[str, Any]] = {}  # job_id → what its driver said
+        self.drivers: dict[bytes, bytes] = {}  # job_id → worker_id of its driver
+        self._session = session
+        self._offer = node
+        self._zygote = (zygote_sock, zygote_life or (0, 0.0))
+        self._entry = entry
+        self._gcs_send = gcs_send
+        self._end_session = end_session
+        self._requests: dict[int, Callable[[Reply], None]] = {}  # of ours, to the GCS
+        self._numbers = itertools.count(1)
+        self._timer: Timer | None = None
+        self._timer_at: float | None = None
+        self.ending: Ending | None = None
+        self.address: str = node.get("node_ip_address") or "127.0.0.1"
+        self.totals = self._make_totals()
+        pool = WorkerPool(
+            cpus=max(1, self.totals.get("CPU", 0) // UNIT),
+            new_worker_id=lambda: os.urandom(28),
+            soft=config.max_workers_soft,
+            hard=config.max_workers_hard,
+            idle_s=config.worker_idle_s,
+            start_s=config.worker_start_s,
+        )
+        self.table = LeaseTable(node_id, self.totals, pool, infeasible_grace_s=config.infeasible_grace_s)
+        self.deaths = DeathBook()
+        self._segments = segments.choose(config.segments, session["dir"])
+        extents = ExtentTable(
+            max(1, self.totals.get(STORE_MEMORY, 0) // UNIT),
+            node_id=node_id,
+            prefix=session["prefix"],
+            extent_size=config.extent_size,
+            grace_s=config.store_full_grace_s,
+        )
+        self.store = StoreAuthority(extents, self._segments, self.send)
+        self.logs = LogHub(
+            reactor,
+            pipe_dir=session["dir"],
+            log_dir=session["log_dir"],
+            deliver=self._deliver_lines,
+            credit=config.log_credit,
+        )
+        self.public_session = self._make_public_session()
+        self.workers: WorkerProcesses
+
+    def _make_totals(self) -> dict[str, int]:
+        offer = self._offer
+        found = detect_totals(
+            self.config,
+            num_cpus=offer.get("num_cpus"),
+            num_gpus=offer.get("num_gpus"),
+            memory=offer.get("memory"),
+            object_store_memory=offer.get("object_store_memory"),
+            resources=offer.get("resources"),
+        )
+        totals = to_units(found)
+        totals[f"node:{self.address}"] = UNIT
+        totals["node:__internal_head__"] = UNIT
+        return totals
+
+    def _make_public_session(self) -> dict[str, Any]:
+        session = self._session
+        labels = {"ray.io/node-id": self.node_id.hex(), **(self._offer.get("labels") or {})}
+        return {
+            "name": session["name"],
+            "dir": session["dir"],
+            "temp_dir": session["temp_dir"],
+            "log_dir": session["log_dir"],
+            "totals": from_units(self.totals),
+            "labels": labels,
+            "namespace": "",
+            "segment_dir": self._segments.spec,
+            "node_name": self._offer.get("node_name") or self.address,
+        }
+
+    # -- start -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Join the cluster and be ready for drivers."""
+        _raise_descriptor_limit()
+        self.workers = WorkerProcesses(
+            self._session["dir"],
+            self.logs,
+            job_info=self._job_info,
+            launch=self._make_launcher,
+            ended=self._worker_ended,
+            lost=self._launcher_lost,
+        )
+        info = {
+            "node_id": self.node_id,
+            "endpoint": self.endpoint,
+            "address": self.address,
+            "hostname": socket.gethostname(),
+            "node_name": self._offer.get("node_name"),
+            "resources": self.totals,
+            "labels": self.public_session["labels"],
+            "pid": os.getpid(),
+        }
+        self.ask_gcs("add_node", info)
+
+    def _make_launcher(self, events: WorkerProcesses) -> Launcher:
+        session = self._session
+        environ = child_environ()
+        blas = {name: environ[name] for name in BLAS_THREAD_VARIABLES if name in environ}
+        boot = {
+            "entry": self._entry,
+            "session_dir": session["dir"],
+            "env": {**blas_thread_vars(1), **blas},
+            "bootstrap": {
+                "session": self.public_session,
+                "config": self.config.to_dict(),
+                "token": session["token"],
+                "node_endpoint": self.endpoint,
+                "node_id": self.node_id,
+            },
+        }
+        sock, life = self._zygote
+        if sock is not None:
+            return ForkLauncher(self.reactor, sock, events, life=life, boot=boot)
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = [package, *(folder for folder in session["sys_path"] if folder != package)]
+        return SpawnLauncher(self.reactor, events, boot=boot, python_path=path, entry=self._entry)
+
+    def _job_info(self, job_id: bytes) -> dict[str, Any]:
+        return self.jobs.get(job_id) or {"sys_path": self._session["sys_path"], "cwd": "", "namespace": ""}
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def on_accept(self, conn: Connection) -> Peer:
+        """Reactor: an authenticated connection; its Hello is in ``conn.hello``."""
+        return Peer(self, conn)
+
+    def dispatch(self, peer: Peer, raw: tuple[Any, ...]) -> None:
+        """One message of a peer. ProtocolError closes its connection."""
+        message = unpack(raw)
+        handler = HANDLERS.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"not a message for a node: {type(message).__name__}")
+        handler(self, peer, message)
+
+    def send(self, worker_id: bytes, message: Message) -> None:
+        """To a process of this node; dropped if it is gone."""
+        peer = self.peers.get(worker_id)
+        if peer is not None:
+            peer.conn.send(pack(message))
+
+    def peer_gone(self, peer: Peer, error: WireError | None) -> None:
+        """A connection has ended."""
+        if self.peers.get(peer.worker_id) is not peer or self.ending is not None:
+            return
+        if peer.number >= 0:
+            del self.peers[peer.worker_id]
+            self.table.connection_lost(peer.number, self.now())
+            text = f"the worker's connection to its node was lost ({error}), but it did not end by itself"
+            self.reactor.call_later(SUSPECT_S, lambda: self.workers.kill(peer.number, text))
+        else:
+            self.driver_gone(peer, "its connection has ended")
+
+    # -- drivers -----------------------------------------------------------------------------------
+
+    def register_driver(self, peer: Peer, message: Register) -> None:
+        """A driver: the GCS makes its job, then it is answered."""
+        hello = peer.conn.hello
+        assert hello is not None
+        said = message.job_info
+        info = {
+            "driver_worker_id": hello.worker_id,
+            "driver_pid": hello.pid,
+            "driver_start_time": hello.start_time,
+            "node_id": self.node_id,
+            "namespace": said.get("namespace"),
+            "entrypoint": said.get("entrypoint", ""),
+            "metadata": said.get("metadata") or {},
+        }
+        self.ask_gcs("add_job", info, then=lambda reply: self._job_made(peer, said, reply))
+
+    def _job_made(self, peer: Peer, said: dict[str, Any], reply: Reply) -> None:
+        hello = peer.conn.hello
+        assert hello is not None
+        if not reply.ok:
+            log.error("no job for the driver %s: %s", hello.pid, reply.value)
+            peer.conn.close()
+            return
+        job_id: bytes = reply.value["job_id"]
+        if peer.conn.closed or self.ending is not None:
+            self.ask_gcs("finish_job", job_id)
+            return
+        job = self.jobs[job_id] = {
+            "sys_path": list(said.get("sys_path") or self._session["sys_path"]),
+            "cwd": said.get("cwd") or "",
+            "namespace": reply.value["namespace"],
+            "env_vars": dict(said.get("env_vars") or {}),
+            "log_to_driver": bool(said.get("log_to_driver", self.config.log_to_driver)),
+        }
+        peer.admit(hello.worker_id, job_id, -1)
+        self.peers[hello.worker_id] = peer
+        self.drivers[job_id] = hello.worker_id
+        home = WorkerClass(job_id).with_env(job["env_vars"])
+        self.table.driver_joined(hello.worker_id, (self.node_id, hello.worker_id, hello.endpoint), home)
+        self.deaths.born(hello.worker_id)
+        peer.conn.send(pack(self._registered(job_id, {})))
+        self._watch_pid(peer, hello.pid)
+        if self.config.prestart:
+            self.do(self.table.prestart(job_id, self.table.pool.cpus, self.now()))
+        self.settle()
+
+    def _registered(self, job_id: bytes, more: dict[str, Any]) -> Registered:
+        job = self._job_info(job_id)
+        session = {**self.public_session, "namespace": job["namespace"]}
+        return Registered(self.node_id, self.address, self.endpoint, job_id, session, {**job, **more})
+
+    def _watch_pid(self, peer: Peer, pid: int) -> None:
+        """A driver's socket may be held open by a child that it forked: its pid tells the truth."""
+        try:
+            fd = os.pidfd_open(pid)
+        except (AttributeError, OSError):  # not Linux, a sandbox, or a driver in another container
+            return
+        peer.pidfd = fd
+        self.reactor.add_reader(fd, lambda _: self.driver_gone(peer, "its process has ended"))
+
+    def driver_gone(self, peer: Peer, text: str) -> None:
+        """The job ends: its workers, its objects, its waits."""
+        if peer.pidfd >= 0:
+            self.reactor.remove_reader(peer.pidfd)
+            os.close(peer.pidfd)
+            peer.pidfd = -1
+        if self.peers.get(peer.worker_id) is not peer or self.ending is not None:
+            return
+        del self.peers[peer.worker_id]
+        self.drivers.pop(peer.job_id, None)
+        peer.conn.close()
+        self.logs.driver_gone(peer.job_id)
+        now = self.now()
+        self.do(self.table.owner_gone(peer.worker_id, now))
+        self.do(self.table.job_gone(peer.job_id, now))
+        self.store.process_died(peer.worker_id, now)
+        cause = {"text": f"the driver is gone: {text}", "expected": True}
+        self.do(self.deaths.died(peer.worker_id, cause))
+        self._gcs_send(Died(peer.worker_id, -1, -1, -1, cause))
+        self.reactor.call_later(self.config.shutdown_grace_s, lambda: self._kill_rest_of(peer.job_id))
+        self.settle()
+
+    def _kill_rest_of(self, job_id: bytes) -> None:
+        for worker in list(self.table.pool.workers.values()):
+            if worker.worker_class.job_id == job_id and worker.state == LEAVING:
+                self.workers.kill(worker.number)
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def register_worker(self, peer: Peer, message: Register) -> None:
+        """A worker has started."""
+        hello = peer.conn.hello
+        worker = self.table.pool.workers.get(message.worker_number)
+        if hello is None or worker is None or worker.worker_id != hello.worker_id:
+            raise ProtocolError(f"this node has not started a worker number {message.worker_number}")
+        job_id = worker.worker_class.job_id
+        peer.admit(worker.worker_id, job_id, worker.number)
+        self.peers[worker.worker_id] = peer
+        self.workers.registered(worker.number, hello.pid)
+        self.deaths.born(worker.worker_id)
+        peer.conn.send(pack(self._registered(job_id, {"env_vars": dict(worker.worker_class.env_vars)})))
+        address = (self.node_id, worker.worker_id, hello.endpoint)
+        self.do(self.table.registered(worker.number, address, self.now()))
+
+    def _worker_ended(self, number: int, cause: dict[str, Any], running: tuple[int, int, int]) -> None:
+        cause["node"] = f"{self.public_session['node_name']} ({self.node_id.hex()[:8]})"
+        if self.ending is not None:
+            self.table.pool.exited(number)
+            self.ending.worker_gone()
+            return
+        worker = self.table.pool.workers.get(number)
+        lease = self.table.leases.get(worker.lease_no) if worker is not None else None
+        owner = lease.demand.owner if lease is not None and lease.demand.actor is None else b""
+        now = self.now()
+        worker, effects = self.table.exited(number, cause, running, now)
+        self.do(effects)
+        if worker is not None:
+            peer = self.peers.pop(worker.worker_id, None)
+            if peer is not None:
+                peer.conn.close()
+                _remove_socket(peer)
+            self.store.process_died(worker.worker_id, now)
+            self.do(self.deaths.died(worker.worker_id, cause, running[1:], told=owner))
+            self._gcs_send(Died(worker.worker_id, -1, -1, -1, cause))
+        self.settle()
+
+    def _launcher_lost(self, reason: str) -> None:
+        for job_id in self.drivers:
+            self._warn(job_id, f"the session ends: {reason}")
+        self._end_session(reason)
+
+    # -- the GCS -----------------------------------------------------------------------------------
+
+    def ask_gcs(self, method: str, *args: Any, then: Callable[[Reply], None] | None = None) -> None:
+        """A request of this node."""
+        number = next(self._numbers)
+        self._requests[number] = then or _log_failure
+        self._gcs_send(Request(number, method, args))
+
+    def tell_gcs(self, message: Message) -> None:
+        """A report of this node."""
+        self._gcs_send(message)
+
+    def on_gcs(self, message: Message) -> None:
+        """Orders and answers of the GCS."""
+        if isinstance(message, Reply):
+            self._requests.pop(message.request_id)(message)
+        elif self.ending is not None:
+            return
+        elif isinstance(message, StartActor):
+            self.do(self.table.start_actor(message, self.now()))
+        elif isinstance(message, StopActor):
+            effects = self.table.stop_actor(
+                message.actor_id,
+                message.incarnation,
+                self.now(),
+                graceful=message.graceful,
+                reason=message.reason,
+            )
+            self.do(effects)
+        else:
+            raise TypeError(f"the GCS sends no {type(message).__name__} to a node")
+        self.settle()
+
+    def available(self) -> dict[str, int]:
+        """What is free now, in wire units."""
+        return {name: max(0, amount) for name, amount in self.table.book.available.items()}
+
+    # -- effects and time --------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """The machines' clock."""
+        return monotonic()
+
+    def do(self, effects: list[Effect]) -> None:
+        """Perform what the machines want, in order."""
+        for effect in effects:
+            kind = effect[0]
+            if kind == "send":
+                self.send(effect[1], effect[2])
+            elif kind == "start":
+                self.workers.start(effect[1], effect[2], effect[3])
+            elif kind == "exit":
+                self._exit(effect[1], graceful=effect[2], reason=effect[3])
+            elif kind == "gcs":
+                self._gcs_send(effect[1])
+            else:
+                assert kind == "warn", effect
+                self._warn(effect[1], effect[2])
+
+    def _exit(self, number: int, *, graceful: bool, reason: str) -> None:
+        worker = self.table.pool.workers.get(number)
+        peer = self.peers.get(worker.worker_id) if worker is not None else None
+        self.workers.expect_end(number, reason)
+        if graceful and peer is not None:
+            peer.conn.send(pack(ExitWorker(True, reason)))
+        else:
+            self.workers.kill(number)
+
+    def _warn(self, job_id: bytes, text: str) -> None:
+        log.warning("%s", text)
+        self._deliver_lines(job_id, LogLines(os.getpid(), "minray", True, text.splitlines()))
+
+    def _deliver_lines(self, job_id: bytes, message: LogLines) -> bool:
+        peer = self.peers.get(self.drivers.get(job_id, b""))
+        if peer is None or not self.jobs[job_id]["log_to_driver"]:
+            return False
+        peer.conn.send(pack(message))
+        return True
+
+    def settle(self) -> None:
+        """After each step: let the one timer stand for the earliest deadline."""
+        if self.config.debug and self.ending is None:
+            self.table.check_invariants()
+            self.deaths.check_invariants()
+        moments = [m for m in (self.table.next_deadline(), self.store.next_deadline()) if m is not None]
+        due = min(moments, default=None) if self.ending is None else None
+        if due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = due
+        if due is not None:
+            self._timer = self.reactor.call_later(max(EARLIEST_S, due - self.now()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        if self.ending is None:
+            now = self.now()
+            self.do(self.table.tick(now))
+            self.store.tick(now)
+            self.settle()
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def shutdown(self, reason: str, done: Callable[[], None]) -> None:
+        """End all processes, remove segments and folder, then call ``done``. Returns at once."""
+        if self.ending is None:
+            self.ending = Ending(self, self._session["dir"], done)
+            self.settle()
+            self.ending.begin(reason)
+
+    # -- for tools ---------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, for humans and tests."""
+        pool = self.table.pool
+        return {
+            "workers": {state: pool.count(state) for state in STATES},
+            "leases": len(self.table.leases),
+            "demands": len(self.table.demands),
+            "waiting": len(self.table.queue),
+            "peers": len(self.peers),
+            "store": self.store.stats().as_info(),
+        }
+
+
+def _log_failure(reply: Reply) -> None:
+    if not reply.ok:
+        log.error("the GCS refused a request of this node: %s", reply.value)
+
+
+def _remove_socket(peer: Peer) -> None:
+    """A worker that was killed leaves its listening socket's file."""
+    hello = peer.conn.hello
+    if hello is not None and hello.endpoint.startswith("unix:"):
+        try:
+            os.unlink(hello.endpoint[len("unix:") :])
+        except OSError:  # it did so itself
+            pass
+
+
+def _raise_descriptor_limit() -> None:
+    """Three descriptors per worker: the usual soft limit of 1024 would end at 300 actors."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):  # macOS names a hard limit that it does not grant
+            pass

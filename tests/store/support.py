@@ -1,0 +1,164 @@
+"""A node's store and its clients in one thread: messages travel when the test says so.
+
+``World`` holds one ``StoreAuthority`` and any number of ``StoreClient``s over real segments. What they send
+waits in a queue per direction and client, in order, until ``deliver`` (one message) or ``settle`` (all).
+A client that waits lets the world go on; if nothing is under way, time jumps to the next deadline, and if
+there is none, the wait would be endless: the test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from typing import Any
+
+from minray._base.clock import ManualClock
+from minray.store.authority import StoreAuthority
+from minray.store.client import StoreClient
+from minray.store.extents import ExtentTable
+from minray.store.segments import Segments
+from minray.wire.messages import Message
+
+NODE = b"n" * 28
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class _Waits:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def make(self) -> list[bool]:
+        return [False]
+
+    def notify(self, waiter: list[bool]) -> None:
+        waiter[0] = True
+
+    def wait(self, waiter: list[bool], timeout: float | None) -> bool:
+        deadline = None if timeout is None else self.world.clock.monotonic() + timeout
+        while not waiter[0]:
+            if self.world.deliver():
+                continue
+            moment = self.world.authority.next_deadline()
+            if deadline is not None and (moment is None or moment > deadline):
+                self.world.advance_to(deadline)
+                return waiter[0]
+            assert moment is not None, "this wait would never end"
+            self.world.advance_to(moment)
+        return True
+
+
+class World:
+    """See the module."""
+
+    def __init__(
+        self,
+        segments: Segments,
+        *,
+        capacity: int = 16 * MIB,
+        extent_size: int = MIB,
+        grace_s: float = 10.0,
+        seed: int | None = None,
+    ) -> None:
+        self.clock = ManualClock(1000.0)
+        self.segments = segments
+        self.table = ExtentTable(
+            capacity,
+            node_id=NODE,
+            prefix=f"mrt{os.urandom(4).hex()}-",
+            extent_size=extent_size,
+            grace_s=grace_s,
+        )
+        self.authority = StoreAuthority(self.table, segments, self._to_client)
+        self.clients: dict[bytes, StoreClient] = {}
+        self.to_node: dict[bytes, deque[Message]] = {}
+        self.to_client: dict[bytes, deque[Message]] = {}
+        self.log: list[tuple[str, Message]] = []
+        self._random = None if seed is None else random.Random(seed)
+
+    def client(self, name: str, **options: Any) -> StoreClient:
+        """A new process."""
+        worker_id = name.encode().ljust(28, b".")
+        self.to_node[worker_id] = deque()
+        self.to_client[worker_id] = deque()
+        made = StoreClient(
+            self.segments,
+            node_id=NODE,
+            worker_id=worker_id,
+            send=lambda message: self.to_node[worker_id].append(message),
+            waits=_Waits(self),
+            clock=self.clock.monotonic,
+            **options,
+        )
+        self.clients[worker_id] = made
+        return made
+
+    def kill(self, client: StoreClient, lost: int = 0) -> None:
+        """The process dies; what it sent still arrives, but for the last ``lost`` messages."""
+        worker_id = client._worker_id
+        for _ in range(min(lost, len(self.to_node[worker_id]))):
+            self.to_node[worker_id].pop()
+        while self.to_node[worker_id]:
+            self._deliver_to_node(worker_id)
+        del self.clients[worker_id], self.to_node[worker_id], self.to_client[worker_id]
+        self.authority.process_died(worker_id, self.clock.monotonic())
+        client.close()
+
+    def deliver(self) -> bool:
+        """One message, of a random queue if there is a seed, arrives; False if there is none."""
+        queues = [(w, True) for w, q in self.to_node.items() if q]
+        queues += [(w, False) for w, q in self.to_client.items() if q]
+        if not queues:
+            return False
+        worker_id, to_node = queues[0] if self._random is None else self._random.choice(queues)
+        if to_node:
+            self._deliver_to_node(worker_id)
+        else:
+            self.clients[worker_id].on_message(self.to_client[worker_id].popleft())
+        return True
+
+    def settle(self) -> None:
+        """All messages arrive."""
+        for client in list(self.clients.values()):
+            client.drain()
+        while self.deliver():
+            for client in list(self.clients.values()):
+                client.drain()
+
+    def advance_to(self, moment: float) -> None:
+        """Time passes."""
+        self.clock.advance_to(max(moment, self.clock.monotonic()))
+        self.authority.tick(self.clock.monotonic())
+
+    def check(self) -> None:
+        """All invariants."""
+        self.table.check_invariants()
+        for client in self.clients.values():
+            client.check_invariants()
+
+    def close(self) -> None:
+        """The session ends."""
+        self.authority.shutdown()
+        for client in self.clients.values():
+            client.close()
+
+    def _deliver_to_node(self, worker_id: bytes) -> None:
+        message = self.to_node[worker_id].popleft()
+        self.log.append(("node", message))
+        self.authority.on_message(worker_id, message, self.clock.monotonic())
+
+    def _to_client(self, worker_id: bytes, message: Message) -> None:
+        self.log.append(("client", message))
+        if worker_id in self.to_client:
+            self.to_client[worker_id].append(message)
+
+
+def object_id(number: int, owner: bytes = b"o" * 28, job: int = 1) -> bytes:
+    """A well-formed id of an object of ``owner`` (a worker id)."""
+    return owner[:12] + number.to_bytes(8, "big") + job.to_bytes(4, "big") + bytes(4)
+
+
+def pattern(number: int, size: int) -> bytes:
+    """What object ``number`` contains."""
+    unit = (number * 2654435761 % (1 << 32)).to_bytes(4, "big") + number.to_bytes(4, "big")
+    return (unit * (size // 8 + 1))[:size]
