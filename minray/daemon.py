@@ -19,6 +19,7 @@ the segments and the processes of the session go first (or, after SIGKILL, by th
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ from minray.wire.messages import Message, Reply, Request, pack, unpack
 from minray.wire.reactor import Connection, Handler, Reactor
 
 BOOT_LIMIT = 16 * 1024 * 1024
+PATIENCE_S = 4  # beyond the grace, for the end; then the zygote has to do it
 DRIVER_POLL_S = 5.0  # only where there is no pidfd
 END_SESSION = "end_session"  # the Request by which a tool ends a head that stays
 _REQUEST = Request.TAG
@@ -45,8 +47,8 @@ _REQUEST = Request.TAG
 def read_boot(fd: int) -> dict[str, Any]:
     """The boot blob: ``config`` (Config.to_dict), ``session_dir``, ``prefix``, ``created``, ``token``,
     ``endpoint``, ``listen_fd``, ``zygote_fd`` (-1: none), ``zygote`` and ``driver`` (pid, start time, or
-    None), ``node`` (what it offers, see ``launch``), ``sys_path`` of the driver, and for a head that stays
-    ``tables`` (a file)."""
+    None), ``node`` (what it offers, see ``launch``), ``sys_path`` and ``python_flags`` of the driver's
+    interpreter, and for a head that stays ``tables`` (a file)."""
     size = int.from_bytes(_read_exactly(fd, 4), "little")
     if size > BOOT_LIMIT:
         raise ValueError(f"a boot blob of {size} bytes: this is no minray launcher")
@@ -141,7 +143,7 @@ def make_node(daemon: Daemon) -> Any:
         "endpoint": boot["endpoint"],
         "token": boot["token"],
         "sys_path": boot["sys_path"],
-        "driver": boot["driver"],
+        "python_flags": boot["python_flags"],
     }
     zygote = socket.socket(fileno=boot["zygote_fd"]) if boot["zygote_fd"] >= 0 else None
     return NodeService(
@@ -168,6 +170,7 @@ class Daemon:
         self._life_fd = life_fd
         self._driver: tuple[int, float] | None = boot["driver"]
         self._ending = False
+        self.last_resort: Callable[[int], Any] = lambda seconds: None  # ends this process after that time
         self.reactor = Reactor(
             token=boot["token"], max_frame=self.config.max_frame, spin_us=0, background=False, name="daemon"
         )
@@ -235,6 +238,7 @@ class Daemon:
         if not self._ending:
             self._ending = True
             say(f"ends because {reason}")
+            self.last_resort(int(self.config.shutdown_grace_s) + PATIENCE_S)
             self.node.shutdown(reason, self._ended)
 
     def _ended(self) -> None:
@@ -258,7 +262,10 @@ def main(folder: str) -> None:
         raise
     fds = {fd for fd in (boot["listen_fd"], boot["zygote_fd"]) if fd >= 0}
     daemon = Daemon(boot, detach(fds))
+    if hasattr(signal, "alarm"):
+        daemon.last_resort = signal.alarm  # nobody handles SIGALRM
     daemon.start()
+    gc.enable()  # the launcher turned it off for the imports
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, daemon.on_signal)
     say(f"serves {boot['endpoint']} after {time.process_time() * 1000:.0f} ms of CPU time")

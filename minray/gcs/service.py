@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from minray._base import log
 from minray.gcs import actors, jobs, kv, nodes
 from minray.gcs.actors import ActorError, ActorTable
 from minray.gcs.effects import Effects
@@ -173,7 +174,7 @@ class GcsService:
         except ActorError as error:
             return Reply(request.request_id, False, (error.kind, str(error)))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            _log_exception(f"the request {request.method} failed")
+            log.exception("the request %s failed", request.method)
             text = f"the request {request.method} to the GCS is malformed: {type(error).__name__}: {error}"
             return Reply(request.request_id, False, ("RaySystemError", text))
 
@@ -292,7 +293,7 @@ class GcsService:
             try:
                 self._tables.commit()
             except TablesError as error:
-                _log_exception("the tables of this head could not be written")
+                log.exception("the tables of this head could not be written")
                 outbox = [(deliver, _refused(message, error)) for deliver, message in outbox]
         elif self._tables.dirty and not self._commit_due:
             self._commit_due = True
@@ -313,13 +314,6 @@ class GcsService:
         for table in (self._kv, self._jobs, self._nodes, self._actors):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
-
-
-def _log_exception(text: str) -> None:
-    """Log what is being handled. (Imported here: a head that never fails starts without logging.)"""
-    import logging
-
-    logging.getLogger(__name__).exception(text)
 
 
 def _refused(message: Message, error: TablesError) -> Message:

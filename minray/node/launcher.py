@@ -10,15 +10,15 @@ reaping it; exactly one of ``exited`` and ``failed`` follows each ``start``, unl
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from minray._base import log
 from minray._base.config import child_environ
 from minray.node import cleanup
 from minray.wire.codec import encode
@@ -28,7 +28,6 @@ from minray.wire.reactor import Connection, Reactor
 if TYPE_CHECKING:
     import subprocess
 
-log = logging.getLogger(__name__)
 KILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
 _WORKER = (
     "# minray worker\nimport sys\nsys.path[:] = [p for p in sys.path if p]\n"
@@ -131,6 +130,7 @@ class SpawnLauncher:
 
     Args:
         python_path: folders in which the workers find minray and what it needs.
+        flags: of the driver's interpreter (this one runs without ``site``, which users' code expects).
         environ: changes to this process's environment, for all workers.
     """
 
@@ -141,12 +141,14 @@ class SpawnLauncher:
         *,
         boot: dict[str, Any],
         python_path: list[str],
+        flags: Sequence[str] = (),
         entry: str = "minray.worker.main",
     ) -> None:
         self._reactor = reactor
         self._events = events
         self._boot = boot
         self._python_path = python_path
+        self._flags = flags
         self._code = _WORKER.format(entry=entry)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -160,10 +162,9 @@ class SpawnLauncher:
 
         rest = dict(order)
         out, err = (_open_output(rest.pop(name)) for name in ("stdout", "stderr"))
-        flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         try:
             child = subprocess.Popen(
-                [sys.executable, *flags, "-c", self._code, *self._python_path],
+                [sys.executable, *self._flags, "-c", self._code, *self._python_path],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,

@@ -18,13 +18,13 @@ its pid, whichever ends first.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from minray._base import log
 from minray._base.config import BLAS_THREAD_VARIABLES, Config, blas_thread_vars, child_environ
 from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
 from minray.node.deaths import DeathBook
@@ -56,7 +56,6 @@ from minray.wire.messages import (
 )
 from minray.wire.reactor import Connection, Reactor, Timer
 
-log = logging.getLogger(__name__)
 SUSPECT_S = 1.0  # how long a worker without a connection may take to be reaped
 EARLIEST_S = 0.001
 
@@ -65,7 +64,7 @@ class NodeService:
     """See the file's head.
 
     Args:
-        session: name, dir, temp_dir, log_dir, prefix, endpoint, token, sys_path, driver (or None).
+        session: name, dir, temp_dir, log_dir, prefix, endpoint, token, sys_path, python_flags.
         node: what the user said it offers: num_cpus, num_gpus, memory, object_store_memory (bytes),
             resources, labels, node_name, node_ip_address; missing or None: detected.
         zygote_sock, zygote_life: one end of the zygote's socket pair, its pid and start time; None: spawn.
@@ -212,7 +211,14 @@ class NodeService:
             return ForkLauncher(self.reactor, sock, events, life=life, boot=boot)
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = [package, *(folder for folder in session["sys_path"] if folder != package)]
-        return SpawnLauncher(self.reactor, events, boot=boot, python_path=path, entry=self._entry)
+        return SpawnLauncher(
+            self.reactor,
+            events,
+            boot=boot,
+            python_path=path,
+            flags=session["python_flags"],
+            entry=self._entry,
+        )
 
     def _job_info(self, job_id: bytes) -> dict[str, Any]:
         return self.jobs.get(job_id) or {"sys_path": self._session["sys_path"], "cwd": "", "namespace": ""}

@@ -91,7 +91,8 @@ class StoreClient:
         self._lock = threading.Lock()
         self._arena = Arena()
         self._maps: dict[int, SegmentMap] = {}
-        self._written: dict[tuple[int, int], Entry] = {}  # (segment, offset) → what this process wrote there
+        # What this process wrote, under (segment, offset) of each piece of it that is not freed.
+        self._written: dict[tuple[int, int], Entry] = {}
         self._pinned: dict[bytes, Entry] = {}  # what others wrote and this process reads: the newest of each
         self._pending: dict[int, Pending] = {}
         self._last_request = 0
@@ -218,7 +219,8 @@ class StoreClient:
 
     def _own(self, location: Location) -> Entry | None:
         node_id, segment_id, offset, _ = location
-        return self._written.get((segment_id, offset)) if node_id == self._node_id else None
+        entry = self._written.get((segment_id, offset))
+        return entry if entry is not None and entry.offset == offset and node_id == self._node_id else None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -367,11 +369,17 @@ class StoreClient:
 
     def _settle(self, entry: Entry) -> None:
         """Mine: return to the arena what was freed and is not held. Under the lock."""
+        before = entry.owned
+        returnable = entry.returnable()
+        if not returnable:
+            return
         now = self._clock()
-        for start, end in entry.returnable():
+        for start, end in returnable:
             self._arena.free(entry.segment_id, entry.offset + start, end - start, now)
-        if not entry.owned:
-            del self._written[entry.segment_id, entry.offset]
+        for start, _ in before:
+            del self._written[entry.segment_id, entry.offset + start]
+        for start, _ in entry.owned:
+            self._written[entry.segment_id, entry.offset + start] = entry
 
     def trim_idle(self, now: float | None = None, idle_s: float = IDLE_S) -> float | None:
         """Return extents that are empty and were unused for ``idle_s``; says when to ask again, or None."""
@@ -523,7 +531,7 @@ class StoreClient:
         self._send_all(messages)
 
     def _around(self, segment_id: int, offset: int) -> Entry:
-        """The object that a part of which was freed."""
+        """The object of which these bytes are a part."""
         start = max(at for s, at in self._written if s == segment_id and at <= offset)
         return self._written[segment_id, start]
 
@@ -558,10 +566,10 @@ class StoreClient:
             self._arena.check_invariants()
             allocated = 0
             for (segment_id, offset), entry in self._written.items():
-                assert entry.mine and entry.owned
-                assert (entry.segment_id, entry.offset) == (segment_id, offset)
+                piece = [end - start for start, end in entry.owned if entry.offset + start == offset]
+                assert entry.mine and entry.segment_id == segment_id and len(piece) == 1
                 assert segment_id in self._arena
-                allocated += rg.size(entry.owned)
+                allocated += piece[0]
             # more only while a write is under way
             assert allocated <= self._arena.allocated_bytes
             given = {id(entry) for entry, _ in self._given}

@@ -273,6 +273,7 @@ class ExtentTable:
             segment.occupy(object_id, offset, length)
             known = self._catalog.get(object_id)
             if known is not None and known.freeing:
+                self._early_frees.pop(object_id, None)
                 self._give_back([(segment_id, offset, length)])
                 continue
             known = self._catalog.add(object_id, owner, (segment_id, offset, length))
@@ -285,11 +286,13 @@ class ExtentTable:
             self._retry_pins(now)
 
     def _on_free(self, worker: bytes, message: Free, now: float) -> None:
-        for object_id, segment_id, _, _ in message.objects:
+        for object_id, segment_id, offset, length in message.objects:
             known = self._catalog.get(object_id)
+            reported = known is not None and (segment_id, offset, length) in known.copies
+            before = known is None and object_id in self._freed
             if known is not None:
                 self._begin_free(known)
-            elif object_id not in self._freed and self._book.writer_of(segment_id) is not None:
+            if not reported and not before and self._book.writer_of(segment_id) is not None:
                 self._early_frees[object_id] = segment_id
 
     def _begin_free(self, known: SharedObject) -> None:

@@ -57,6 +57,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_backlog",
+        "_bound",
         "_buffered",
         "_core",
         "_deadline",
@@ -67,7 +68,6 @@ class Connection:
         "_handler",
         "_handshake",
         "_lock",
-        "_bound",
         "_on_accept",
         "_on_gone",
         "_out",
@@ -418,8 +418,8 @@ class Connection:
             self._lose(ConnectionLost(f"{self.peer} closed the connection"))
             return
         try:
-            if count > 4 and _unpack_header(core.buffer)[0] == count - 4 <= decoder.max_frame and not decoder.partial:
-                messages = [decode(core.view[4:count])]  # the usual case: one whole frame
+            if count > 4 and _unpack_header(core.buffer)[0] == count - 4 and not decoder.partial:
+                messages = [decode(core.view[4:count])]  # the usual case: one whole frame (of a bounded read)
             else:
                 messages = [decode(frame) for frame in decoder.feed(core.view[:count])]
         except ProtocolError as error:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from minray.wire.poller import IN, MAX_EVENTS, Bell, make_poller
+from minray.wire.poller import IN, Bell, make_poller
 
 RECV_BUFFER = 256 * 1024
 _heappush, _heappop = heapq.heappush, heapq.heappop
@@ -133,7 +133,8 @@ class Core:
         return max(0.0, timers[0][0] - monotonic()) if timers else -1.0
 
     def fall_asleep(self, timeout: float) -> float:
-        """Marks the leader as asleep. Returns how long the poll may take: 0 if there are posts or new timers."""
+        """Marks the leader as asleep. Returns how long the poll may take: 0 if there are posts or new
+        timers."""
         self.sleeping = True
         return 0.0 if self.posts or self.new_timers else timeout
 

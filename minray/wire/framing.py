@@ -7,8 +7,8 @@ Ways in, because copies are what costs here:
 
 * ``feed(data)`` for bytes that lie in the reader's buffer. The frames it returns are views of that buffer
   wherever possible, valid until the next read: the caller decodes them before it reads again.
-* While ``partial`` is empty and ``direct`` is None, the next byte starts a frame: a reader that finds exactly one
-  whole frame may take it without asking.
+* While ``partial`` is empty and ``direct`` is None, the next byte starts a frame: a reader that finds exactly
+  one whole frame may take it without asking.
 * ``direct`` is not None while a large frame is incomplete: the rest of it may be received straight into that
   view, followed by ``advance(n)``. So a large frame is copied once by the kernel and never by us.
 

@@ -36,13 +36,13 @@ from minray.wire.errors import ReactorClosed
 from minray.wire.listener import Listener
 from minray.wire.messages import Hello
 from minray.wire.poller import IN, MAX_EVENTS, usable_cpus
+from minray.wire.spin import SpinPolicy
 
 __all__ = ["Connection", "Handler", "Reactor", "Timer", "Waiter"]
 
 TICK_S = 0.002  # nobody polled for one to two of these: the background thread leads
 BLOCK_S = 0.001  # a wait that is longer than this has blocked
 CLOSE_S = 2.0  # how long close() waits for a leader that is in a handler
-MAX_SPIN_SKIP = 64
 _FOLLOW, _OUST = Entry.FOLLOW, Entry.OUST
 _OUSTED = Background.OUSTED
 _get_ident = threading.get_ident
@@ -63,7 +63,7 @@ class Reactor:
     """See the file's head.
 
     ``token``: the cluster's secret, proved on every connection. ``max_frame``: bytes. ``spin_us``: how long a
-    leader polls without sleeping (no effect with one CPU; skipped while it does not pay). ``background``:
+    leader may poll without sleeping where that pays (see spin). ``background``:
     whether there is a background thread. ``poller``: "auto", or "selectors" to do without epoll.
     """
 
@@ -90,9 +90,7 @@ class Reactor:
         self._connections: set[Connection] = set()
         self._listeners: list[Listener] = []
         self._ending: list[Listener] = []  # to be closed when the round is over
-        self._spin = spin_us / 1e6 if usable_cpus() > 1 else 0.0
-        self._spin_skip = 0  # so many waits go without spinning
-        self._spin_penalty = 1
+        self._spin = SpinPolicy(spin_us / 1e6 if usable_cpus() > 1 else 0.0)
         self._main_ident = threading.main_thread().ident
         self._main_waiter: Waiter | None = None
         self._interrupt = False
@@ -319,10 +317,7 @@ class Reactor:
         core = self._core
         poll = core.poll
         now = monotonic()
-        spin = self._spin
-        if self._spin_skip:
-            self._spin_skip -= 1
-            spin = 0.0
+        spin = self._spin.begin()
         spin_until = now + spin
         if deadline is not None and now >= deadline:
             spin_until = deadline = now + 1e-9  # poll once, without sleeping
@@ -331,10 +326,7 @@ class Reactor:
             if now < spin_until:
                 events = poll(0, MAX_EVENTS)
             else:
-                if spin:  # it did not pay: no more of it in this wait, nor in the next few
-                    spin = 0.0
-                    self._spin_skip = self._spin_penalty
-                    self._spin_penalty = min(MAX_SPIN_SKIP, 2 * self._spin_penalty)
+                spin = 0.0  # in vain: no more of it in this wait
                 events = self._poll_asleep(waiter, main, _earlier(deadline, block_at), now)
             if events:
                 core.dispatch(events)
@@ -351,8 +343,7 @@ class Reactor:
                 callback()
             if deadline is not None and now >= deadline:
                 break
-        if spin:
-            self._spin_penalty = 1
+        self._spin.ended(now - began)
 
     def _poll_asleep(
         self, waiter: Waiter, main: bool, until: float | None, now: float
@@ -465,7 +456,7 @@ class Reactor:
 
     def run_forever(self) -> None:
         """Lead until ``stop`` or ``close``, without spinning."""
-        self._spin = 0.0
+        self._spin = SpinPolicy(0.0)
         with contextlib.suppress(ReactorClosed):
             self.wait(self._forever)
         self._forever.done = False
@@ -492,8 +483,8 @@ class Reactor:
         return self._core.poller.fileno()
 
     def close(self) -> None:
-        """End all waits (ReactorClosed), the background thread and all connections, without ``on_close``. From a
-        handler: as soon as its round is over."""
+        """End all waits (ReactorClosed), the background thread and all connections, without ``on_close``.
+        From a handler: as soon as its round is over."""
         if self._closed is None:
             self._closed = f"minray's reactor {self.name!r} has been closed"
         for waiter in self._election.followers:
@@ -503,8 +494,8 @@ class Reactor:
         self._finish_closing()
 
     def _finish_closing(self) -> None:
-        """Wait until nobody polls, then let go of everything. Nothing on a thread that polls: it comes here when
-        it has left."""
+        """Wait until nobody polls, then let go of everything. Nothing on a thread that polls: it comes here
+        when it has left."""
         ident = _get_ident()
         if ident in self._inside:
             return

@@ -43,13 +43,21 @@ class ActorOps(StreamOps):
             self.core.refs.pin_forever(handle_id)
             handle_ref = None
         del counted
-        info = self.request(self.gcs_link, "create_actor", (spec,), None)
-        if not info.get("created", True):
+        with self.lock:  # before the GCS knows of it: where a worker is idle, ALIVE comes right after the reply
+            self._client(actor_id, actor_class.name, spec["options"])
+        created = False
+        try:
+            info = self.request(self.gcs_link, "create_actor", (spec,), None)
+            created = info.get("created", True)
+        finally:
+            if not created:
+                with self.lock:
+                    self.core.calls.actors.pop(actor_id, None)
+        if not created:
             return self._weak_record(info)  # handle_ref goes, and with it the spec's references
         with self.lock:
             if not options.detached:
                 self._actor_refs[handle_id] = actor_id
-            self._client(actor_id, actor_class.name, spec["options"])
         return ActorRecord(
             actor_id, self.job_id, actor_class.name, actor_class.methods, spec["options"], handle_ref, self
         )
@@ -111,8 +119,9 @@ class ActorOps(StreamOps):
         large_id = core.object_id(core.next_seq(), 0)
         payload: Any = None
         if s.total > self.config.inline_limit:
-            payload = ("stored", (*self.write(large_id, s), refs), large_id, me)
-            self.store.report([large_id], me[1])
+            stored = self.write(s)
+            self.store.report([(large_id, stored[0])])
+            payload = ("stored", (*stored, refs), large_id, me)
         with self.lock:
             if payload is not None:
                 large = core.refs.own(large_id)

@@ -146,13 +146,13 @@ class Caller:
     def outgoing(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
         """One value on its way to the owner, with the grants for the references inside it."""
         rt = self.rt
-        status, stored, nested = rt.encode(value, object_id)
+        status, stored, nested = rt.encode(value)
         if status == INLINE and type(stored) is bytes:
             return status, stored
         owner = running.owner
         with rt.lock:
             if status == STORED:
-                rt.store.report([object_id], owner[1])
+                rt.store.report([(object_id, stored[0])], owner[1])
             refs = []
             me = rt.core.me
             for ref in nested:

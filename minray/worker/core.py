@@ -7,7 +7,7 @@ by worker.service, or by the simulator:
 
     ("send", address, tuple)   ("node", Message)   ("gcs", method, args)   ("timer", s, what, number)
     ("release", owner, id, n)  ("borrow", owner, id, taker)  ("watch", worker_id)  ("freed", id, record)
-    ("report", id): this process's own stored object is about to be heard of elsewhere
+    ("report", id, location): this process's own stored object is about to be heard of elsewhere
 
 An error value is a tuple of built-ins whose first item says which (see worker.errors); nothing here
 unpickles anything. A payload is ``bytes``, or ``(data, buffers, refs)`` with refs =
@@ -302,7 +302,7 @@ class Core:
         """Its value goes to another process; a location must be known to the node before."""
         if record.status == STORED and record.owner is None and not record.shared:
             record.shared = True
-            self.effects.append(("report", object_id))
+            self.effects.append(("report", object_id, record.value[0]))
 
     def give_all(self, ids: tuple[bytes, ...], taker: Address) -> list[tuple[bytes, Address, bool]]:
         """The references of a value that goes to ``taker``, as they travel."""
@@ -385,7 +385,7 @@ class Core:
         record.held -= 1
         stream.consumed += 1
         task = self.owner.tasks.get(stream.seq) or self.calls.tasks.get(stream.seq)
-        if task is not None and isinstance(task.extra, dict) and task.extra.get("backpressure"):
+        if task is not None and self._has_backpressure(task):
             ack = pack(StreamAck(stream.seq, task.attempt, stream.consumed))
             target = task.lease.worker if task.lease is not None else None
             if task.actor is not None:
@@ -393,6 +393,13 @@ class Core:
             if target is not None:
                 self.effects.append(("send", target, ack))
         return object_id
+
+    @staticmethod
+    def _has_backpressure(task: Task) -> bool:
+        """An actor's call says it in its extras, a task in its function's description."""
+        if isinstance(task.extra, dict) and task.extra.get("backpressure"):
+            return True
+        return isinstance(task.function, Function) and bool(task.function.meta.get("backpressure"))
 
     def release_stream(self, seq: int) -> None:
         """The ObjectRefGenerator is gone: nobody will take the rest."""

@@ -17,6 +17,8 @@ from minray._base import option_checks as check
 from minray._base.config import Config
 from minray._base.resources import quantity_to_units, to_units
 
+MIN_STORE_MEMORY = 1024 * 1024
+
 # Keywords that Ray takes and that have nothing to do here. ``_``-names are what programs pass anyway.
 IGNORED = frozenset(
     {
@@ -76,7 +78,7 @@ class InitOptions:
         settings = {name: value for name, value in system.items() if name in _SETTINGS}
         config = Config.from_env(
             temp_dir=said.get("_temp_dir"),
-            store_memory=_amount("object_store_memory", said.get("object_store_memory"), int),
+            store_memory=_store_memory(said.get("object_store_memory")),
             log_to_driver=said.get("log_to_driver"),
             **settings,
         )
@@ -141,6 +143,15 @@ def _amount(name: str, value: Any, kind: type) -> Any:
         check.wrong_type(name, value, "a number or None")
     quantity_to_units(name, value)
     return kind(value) if kind is int or value != int(value) else int(value)
+
+
+def _store_memory(value: Any) -> Any:
+    size = _amount("object_store_memory", value, int)
+    if size is not None and size < MIN_STORE_MEMORY:
+        raise ValueError(
+            f"object_store_memory is given in bytes and must be at least {MIN_STORE_MEMORY}, got {value!r}"
+        )
+    return size
 
 
 def _resources(given: Any) -> dict[str, float]:

@@ -44,7 +44,8 @@ TABLES = "gcs.sqlite"  # of a head that stays
 # ``-S``: no site module, so a start does not wait for what is installed; hence the folders in argv.
 # argv: the session's folder (each can clear up if the driver is killed before it has said more), then those.
 _DAEMON = (
-    "# minray daemon\nimport sys\nsys.path[:] = [p for p in sys.path if p] + sys.argv[2:]\n"
+    "# minray daemon\nimport gc, sys\ngc.disable()\n"
+    "sys.path[:] = [p for p in sys.path if p] + sys.argv[2:]\n"
     "from minray.daemon import main\nmain(sys.argv[1])"
 )
 _ZYGOTE = (
@@ -194,6 +195,7 @@ def _start(
             "driver": info.driver,
             "node": node,
             "tables": os.path.join(info.folder, TABLES) if stays else None,
+            "python_flags": _interpreter_flags(),
             "sys_path": [os.path.abspath(path) for path in sys.path],
         }
         _send_boot(daemon, encode((boot,)), close=stays)
@@ -248,9 +250,8 @@ def sibling_endpoint(endpoint: str, folder: str, name: str) -> str:
 
 
 def _start_zygote(folder: str, sock: socket.socket) -> subprocess.Popen[bytes]:
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     folders = _folders_of("minray", "numpy", "cloudpickle")
-    command = [_python(), *flags, "-c", _ZYGOTE, str(sock.fileno()), folder, *folders]
+    command = [_python(), *_interpreter_flags(), "-c", _ZYGOTE, str(sock.fileno()), folder, *folders]
     # One BLAS thread: a process with more must not fork. Workers get the user's values back.
     env = child_environ(dict.fromkeys(BLAS_THREAD_VARIABLES, "1"))
     log_fd = _open_log(folder, "zygote")
@@ -300,6 +301,12 @@ def _send_boot(daemon: subprocess.Popen[bytes], blob: bytes, close: bool) -> Non
 def _open_log(folder: str, name: str) -> int:
     path = os.path.join(folder, LOGS, f"{name}.log")
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def _interpreter_flags() -> list[str]:
+    """How this interpreter was called (-O, -W, -X …): users' code runs under the same flags in workers."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
 
 
 def _python() -> str:

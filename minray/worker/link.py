@@ -227,7 +227,7 @@ class Link:
             elif kind == "freed":
                 self._freed(effect[1], effect[2], freed)
             elif kind == "report":
-                self.store.report([effect[1]], self.core.me[1])
+                self.store.report([(effect[1], effect[2])])
             elif kind == "timer":
                 self.reactor.call_later(effect[1], partial(self._on_timer, effect[2], effect[3]))
             elif kind == "borrow":

@@ -92,21 +92,21 @@ class ObjectOps(Link):
 
     # -- encoding ------------------------------------------------------------------------------------
 
-    def encode(self, value: Any, object_id: bytes) -> tuple[int, Any, list[ObjectRef[Any]]]:
+    def encode(self, value: Any) -> tuple[int, Any, list[ObjectRef[Any]]]:
         """(status, value without its references, nested ObjectRefs). Not under the lock."""
         s = serialize(value, self.config.inline_limit)
         if s.total <= self.config.inline_limit:
             if not s.buffers and not s.refs:
                 return INLINE, s.data, s.refs
             return INLINE, (s.data, [bytes(b) for b in s.buffers]), s.refs
-        return STORED, self.write(object_id, s), s.refs
+        return STORED, self.write(s), s.refs
 
-    def write(self, object_id: bytes, s: Serialized) -> tuple[Any, int]:
+    def write(self, s: Serialized) -> tuple[Any, int]:
         """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError."""
         self.must_not_wait("storing a large value")
         size, chunks = layout(s)
         try:
-            return self.store.write(object_id, size, chunks), size
+            return self.store.write(size, chunks), size
         except StoreFull as error:
             raise ObjectStoreFullError(str(error), error.info) from None
 
@@ -178,7 +178,7 @@ class ObjectOps(Link):
         """See the contract."""
         core = self.core
         object_id = core.object_id(core.next_seq(), 0)
-        status, stored, nested = self.encode(value, object_id)
+        status, stored, nested = self.encode(value)
         ref = make_ref(object_id, None, self)
         if self.owned():
             self.inbox.append(partial(self._put, object_id, status, stored, nested))

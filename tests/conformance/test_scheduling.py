@@ -336,7 +336,7 @@ def test_env_vars_of_a_runtime_env_reach_the_task():
 @pytest.mark.parametrize("key", ["pip", "working_dir", "conda", "py_modules"])
 def test_other_keys_of_runtime_env_say_that_they_are_not_built_yet(key):
     with pytest.raises(NotImplementedError, match=key):
-        echo.options(runtime_env={key: []}).remote(1)
+        echo.options(runtime_env={key: ["something"]}).remote(1)
 
 
 @minray_only("built there")

@@ -337,7 +337,6 @@ def test_b18_wrong_task_options_are_refused_where_they_are_written(options):
         {"num_cpus": -1},
         {"max_restarts": -2},
         {"max_task_retries": -2},
-        pytest.param({"max_concurrency": 0}, marks=minray_only("zero means the default there")),
         {"max_concurrency": -1},
         {"lifetime": "forever"},
         {"max_pending_calls": -2},

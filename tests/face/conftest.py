@@ -1,4 +1,4 @@
-"""Fixtures of the public face: a fake runtime that records, and a local session that is checked at its end."""
+"""Fixtures: a fake runtime that records what the face asks, and a local session checked at its end."""
 
 from __future__ import annotations
 

@@ -94,14 +94,14 @@ def test_b21_misuse(rt: FakeRuntime) -> None:
     with pytest.raises(TypeError, match=r"add\.remote\(\)"):
         handle.add()
     with pytest.raises(AttributeError, match="did you mean 'add'"):
-        handle.addd  # noqa: B018
+        handle.addd
     with pytest.raises(ActorClassInheritanceException, match="Counter"):
 
         class Derived(Counter):  # type: ignore[misc]
             pass
 
     with pytest.raises(AttributeError, match="nothing"):
-        Counter.nothing  # noqa: B018
+        Counter.nothing
     assert Counter.step == 1
 
 

@@ -77,7 +77,8 @@ def test_b30_kill_takes_handles(rt: FakeRuntime) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "namespace", "error"), [("", None, ValueError), (5, None, TypeError), ("a", "", ValueError), ("a", 5, TypeError)]
+    ("name", "namespace", "error"),
+    [("", None, ValueError), (5, None, TypeError), ("a", "", ValueError), ("a", 5, TypeError)],
 )
 def test_b28_names_are_non_empty_strings(
     rt: FakeRuntime, name: Any, namespace: Any, error: type[Exception]

@@ -149,7 +149,8 @@ def test_looking_at_captured_refs_does_not_pin_them(local: Any) -> None:
         return ray.get(ref)
 
     assert ray.get(read.remote()) == 5
-    del ref, read
+    del read
+    ref = None
     gc.collect()
     local.collect()
     assert len(local.objects) == before
@@ -202,7 +203,10 @@ def test_who_waits_long_says_on_what(
 ) -> None:
     monkeypatch.setattr(local_core, "SAY_AFTER_S", 0.0)
     switch = Switch.remote()
-    with caplog.at_level(logging.WARNING, logger="minray"), pytest.raises(exceptions.GetTimeoutError) as caught:
+    with (
+        caplog.at_level(logging.WARNING, logger="minray"),
+        pytest.raises(exceptions.GetTimeoutError) as caught,
+    ):
         ray.get(switch.wait.remote(), timeout=0.01)
     assert "Switch.wait" in caplog.text and "local mode" in caplog.text
     assert "Switch.wait" in str(caught.value)

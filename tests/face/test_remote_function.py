@@ -87,7 +87,7 @@ def test_misuse_of_the_decorator() -> None:
 def test_a_coroutine_function_is_refused_with_advice() -> None:
     async def coroutine() -> None: ...
 
-    with pytest.raises(ValueError, match="asyncio.run"):
+    with pytest.raises(ValueError, match=r"asyncio\.run"):
         minray.remote(coroutine)
 
 

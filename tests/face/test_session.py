@@ -54,6 +54,7 @@ def test_all_keywords_of_ray_are_taken() -> None:
         ({"num_cpus": "2"}, TypeError, "num_cpus"),
         ({"resources": {"CPU": 1}}, ValueError, "num_cpus"),
         ({"resources": [1]}, TypeError, "resources"),
+        ({"object_store_memory": 1}, ValueError, "at least"),
         ({"namespace": ""}, ValueError, "namespace"),
         ({"namespace": 5}, TypeError, "namespace"),
         ({"labels": {"a": 1}}, TypeError, "labels"),

@@ -145,7 +145,7 @@ def test_error_info_without_a_get():
     )
     assert infos[0]["type"] == "task"
     assert "fail" in infos[0]["message"]
-    assert "Traceback" in infos[0]["message"]
+    assert 'raise Exception("This task failed!!")' in infos[0]["message"]
 
 
 def test_counters():

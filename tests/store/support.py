@@ -98,11 +98,15 @@ class World:
         worker_id = client._worker_id
         for _ in range(min(lost, len(self.to_node[worker_id]))):
             self.to_node[worker_id].pop()
-        while self.to_node[worker_id]:
-            self._deliver_to_node(worker_id)
+        self.flush(client)
         del self.clients[worker_id], self.to_node[worker_id], self.to_client[worker_id]
         self.authority.process_died(worker_id, self.clock.monotonic())
         client.close()
+
+    def flush(self, client: StoreClient) -> None:
+        """What this client has sent arrives."""
+        while self.to_node.get(client._worker_id):
+            self._deliver_to_node(client._worker_id)
 
     def deliver(self) -> bool:
         """One message, of a random queue if there is a seed, arrives; False if there is none."""

@@ -121,6 +121,8 @@ class StoreMachine(RuleBasedStateMachine):
         writer = self.pick(data, self.clients)
         if not what.reported:
             return
+        # A retry follows a death, so the node has read all that the first writer ever sent.
+        self.world.flush(what.writer)
         try:
             what.location = writer.write(what.size, [(0, what.content())])
         except StoreFull:

@@ -1,12 +1,13 @@
 """A model of the threads around ``Election``, for running every interleaving.
 
-Each thread is a small program whose steps are atomic; between two steps any other thread may run. The programs
-mirror ``reactor.py`` step by step: what happens under the mutex is one step, and so is each read or write of
-something shared (``done``, gates, ``sleeping``, the bell, the posts). A poll ends when the bell rings or a message has
-arrived; it may end in two threads at once. A tick may pass at any time.
+Each thread is a small program whose steps are atomic; between two steps any other thread may run. The
+programs mirror ``reactor.py`` step by step: what happens under the mutex is one step, and so is each read or
+write of something shared (``done``, gates, ``sleeping``, the bell, the posts). A poll ends when the bell
+rings or a message has arrived; it may end in two threads at once. A tick may pass at any time.
 
-``explore`` builds the graph of all reachable states and raises if in any of them an invariant is broken, or if
-the end (every wait over, every message handled) cannot be reached from it any more: that is what a lost wake-up looks like.
+``explore`` builds the graph of all reachable states and raises if in any of them an invariant is broken, or
+if the end (every wait over, every message handled) cannot be reached from it any more: that is what a lost
+wake-up looks like.
 """
 
 from __future__ import annotations
@@ -324,7 +325,8 @@ class ModelWithNotifier(Model):
 
 
 def explore(model: Model, start: State, limit: int = 400_000) -> int:
-    """Raises AssertionError with the path for a broken invariant or a state that cannot end. Returns the size."""
+    """Raises AssertionError with the path for a broken invariant or a state that cannot end. Returns the
+    size."""
     parents: dict[State, State | None] = {start: None}
     backwards: dict[State, list[State]] = {}
     todo = [start]

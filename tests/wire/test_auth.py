@@ -1,4 +1,5 @@
-"""The handshake machines: every split, every mismatch, no reflection, no replay, nothing kept beyond the bound."""
+"""The handshake machines: every split, every mismatch, no reflection, no replay, nothing kept beyond the
+bound."""
 
 from __future__ import annotations
 
@@ -101,7 +102,9 @@ def test_no_refusal_leaves_after_a_wrong_token() -> None:
     assert server.refusal() == b""
 
 
-@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02", b"\x00" * 100, MAGIC[:-1] + b"x"])
+@pytest.mark.parametrize(
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02", b"\x00" * 100, MAGIC[:-1] + b"x"]
+)
 @pytest.mark.parametrize("make", [ClientHandshake, ServerHandshake])
 def test_garbage_is_refused_at_its_first_wrong_byte(
     garbage: bytes, make: type[ClientHandshake] | type[ServerHandshake]

@@ -16,9 +16,7 @@ from minray.wire.codec import decode, encode, encode_framed
 from minray.wire.errors import ProtocolError
 from minray.wire.framing import FrameDecoder
 
-atoms = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
-)
+atoms = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 values = st.recursive(
     atoms, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner)
 )
@@ -113,7 +111,9 @@ def test_random_bytes_give_a_tuple_or_a_protocol_error(data: bytes) -> None:
 
 
 @given(st.lists(values).map(tuple), st.data())
-def test_damaged_messages_give_a_tuple_or_a_protocol_error(message: tuple[Any, ...], data: st.DataObject) -> None:
+def test_damaged_messages_give_a_tuple_or_a_protocol_error(
+    message: tuple[Any, ...], data: st.DataObject
+) -> None:
     damaged = bytearray(encode(message))
     damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:

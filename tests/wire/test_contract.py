@@ -49,7 +49,10 @@ def poller(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def server(request_of: str, poller: str) -> Iterator[str]:
     """An echoing process, as far as anybody can tell."""
-    with served(lambda reactor: reactor.listen(request_of, lambda conn: Echo()), poller=poller) as (_, endpoint):
+    with served(lambda reactor: reactor.listen(request_of, lambda conn: Echo()), poller=poller) as (
+        _,
+        endpoint,
+    ):
         yield endpoint
 
 
@@ -111,7 +114,9 @@ def test_the_accepting_side_may_speak_first(request_of: str, client: Reactor) ->
         assert got.messages == [(1, "welcome")]
 
 
-def test_close_is_told_to_both_sides_once(request_of: str, client: Reactor, make: Callable[..., Reactor]) -> None:
+def test_close_is_told_to_both_sides_once(
+    request_of: str, client: Reactor, make: Callable[..., Reactor]
+) -> None:
     there = make("there")
     accepted = Recorder(there)
     conn, got = connect(client, there.listen(request_of, accepted.accept))
@@ -127,7 +132,9 @@ def test_close_is_told_to_both_sides_once(request_of: str, client: Reactor, make
     assert len(accepted.closed) == len(got.closed) == 1
 
 
-def test_what_was_sent_before_close_arrives(request_of: str, client: Reactor, make: Callable[..., Reactor]) -> None:
+def test_what_was_sent_before_close_arrives(
+    request_of: str, client: Reactor, make: Callable[..., Reactor]
+) -> None:
     there = make("there")
     accepted = Recorder(there)
     conn, got = connect(client, there.listen(request_of, accepted.accept))
@@ -235,7 +242,9 @@ def test_a_planted_pickle_never_runs(server: str, tmp_path: Path, proven: bool) 
     assert not planted.exists()
 
 
-@pytest.mark.parametrize("first", [(1, "no Hello"), pack(Request(1, "m", ())), (99, "unknown"), (20, "arity")])
+@pytest.mark.parametrize(
+    "first", [(1, "no Hello"), pack(Request(1, "m", ())), (99, "unknown"), (20, "arity")]
+)
 def test_the_first_message_must_be_hello(server: str, first: tuple[Any, ...]) -> None:
     with authenticated(server) as sock:
         sock.sendall(encode_frame(encode(first)))
@@ -323,16 +332,17 @@ def test_a_slow_reader_holds_nobody_up(request_of: str, client: Reactor) -> None
     # The client's own loop must run for the handshake; nobody waits here, so the background thread does it.
     thread.join(LONG)
     payload = os.urandom(1_000_000)
-    for i in range(8):
+    count = 32  # more than the kernel buffers for a TCP connection
+    for i in range(count):
         conn.send((1, i, payload))
     assert conn.buffered > 1_000_000
     ((sock, leftover),) = sockets
     frames: list[tuple[Any, ...]] = []
     decoder = FrameDecoder(MAX_FRAME)
     assert decoder.feed(leftover) == []
-    while len(frames) < 9:
+    while len(frames) < count + 1:
         frames += [decode(bytes(frame)) for frame in decoder.feed(sock.recv(200_000))]
-    assert [frame[1] for frame in frames[1:]] == list(range(8))
+    assert [frame[1] for frame in frames[1:]] == list(range(count))
     assert got.closed == []
     sock.close()
     assert isinstance(got.until_closed(), ConnectionLost)

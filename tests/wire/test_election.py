@@ -161,18 +161,14 @@ INTERLEAVINGS = [
     pytest.param(
         ModelWithNotifier(2, 1), initial(2, background=False, foreign=(0, 1)), id="ended by other threads"
     ),
-    pytest.param(
-        Model(2, 1, timeouts=True), initial(2, background=False), id="timeouts, no background"
-    ),
+    pytest.param(Model(2, 1, timeouts=True), initial(2, background=False), id="timeouts, no background"),
     pytest.param(Model(1, 2), initial(1, waits_each=2, background=True), id="two waits and the background"),
     pytest.param(Model(2, 1), initial(2, background=True), id="two threads and the background"),
     pytest.param(Model(2, 1), initial(2, background=True, demand=True), id="the same with demand"),
     pytest.param(
         ModelWithNotifier(2, 1), initial(2, background=True, foreign=(0,)), id="one ended by another thread"
     ),
-    pytest.param(
-        Model(2, 1, timeouts=True), initial(2, background=True), id="timeouts and the background"
-    ),
+    pytest.param(Model(2, 1, timeouts=True), initial(2, background=True), id="timeouts and the background"),
 ]
 
 
@@ -197,10 +193,10 @@ def test_the_model_notices_a_bell_silenced_too_early() -> None:
             bell = s.local[i][0]  # type: ignore[index]
             return self.go(s, i, s.pcs[i], bell=False) if bell else s
 
-    # The new leader swallows the ring that was meant for the ousted background thread, which sleeps on in poll
-    # and is nobody's any more: nothing is lost while messages come, but the state says OUSTED for ever.
+    # The new leader swallows the ring that was meant for the ousted background thread, which then sleeps on
+    # in poll: nothing is lost while messages come, but nobody ticks any more.
     start = initial(1, waits_each=2, background=True)
-    seen = set()
+    seen: set[State] = set()
     todo = [start]
     model = Hasty(1, 2)
     stranded = False

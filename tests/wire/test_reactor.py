@@ -1,7 +1,7 @@
 """Waits, leadership between real threads, timers, interrupts, finalizers, forks and the end.
 
-No test sleeps: threads meet at events and barriers, and where something must *not* happen, what would follow it
-is awaited instead.
+No test sleeps: threads meet at events and barriers, and where something must *not* happen, what would follow
+it is awaited instead.
 """
 
 from __future__ import annotations
@@ -217,7 +217,9 @@ def test_the_takeover_hook_runs_on_the_background_thread(make: Callable[..., Rea
     assert seen[0] != threading.get_ident()
 
 
-def test_a_failing_takeover_hook_is_logged(make: Callable[..., Reactor], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_takeover_hook_is_logged(
+    make: Callable[..., Reactor], caplog: pytest.LogCaptureFixture
+) -> None:
     reactor = make()
     spin_until(lambda: reactor._election.background is Background.POLLING)
 
@@ -331,9 +333,7 @@ def test_call_soon_from_anywhere(any_reactor: Reactor) -> None:
     order: list[int] = []
     for i in range(3):
         any_reactor.call_soon(lambda i=i: order.append(i))  # type: ignore[misc]
-    thread = threading.Thread(
-        target=lambda: any_reactor.call_soon(lambda: any_reactor.notify(waiter))
-    )
+    thread = threading.Thread(target=lambda: any_reactor.call_soon(lambda: any_reactor.notify(waiter)))
     thread.start()
     assert any_reactor.wait(waiter, LONG)
     thread.join()
@@ -482,7 +482,7 @@ class SendsWhenItDies:
 def test_finalizers_may_use_the_reactor_anywhere(any_reactor: Reactor) -> None:
     conn, got = pair(any_reactor)
     waiter = Waiter()
-    rounds, died, posted, refused = 400, 0, 0, 0
+    rounds, died, refused = 400, 0, 0
 
     def act() -> None:
         nonlocal died, refused
@@ -541,8 +541,7 @@ def test_a_descriptor_is_not_reused_within_a_round(make: Callable[..., Reactor])
     def replace(conn: Connection, message: tuple[Any, ...]) -> None:
         for first, _ in firsts:
             first.close()
-        for _ in range(6):
-            newcomers.append(pair(reactor)[1])
+        newcomers.extend(pair(reactor)[1] for _ in range(6))
 
     for first, got in firsts:
         got.on_message = replace
@@ -849,7 +848,9 @@ def foreign(name: str, reactor: Reactor) -> bool:
 
 def test_names_and_numbers_are_in_the_reprs(reactor: Reactor) -> None:
     conn, _ = pair(reactor)
-    assert repr(reactor) == f"<Reactor 'test': 2 connections, background {reactor._election.background.value}>"
+    assert (
+        repr(reactor) == f"<Reactor 'test': 2 connections, background {reactor._election.background.value}>"
+    )
     assert "0 bytes waiting" in repr(conn)
 
 
@@ -861,7 +862,8 @@ def test_an_unknown_poller() -> None:
 def test_importing_the_reactor_is_light() -> None:
     import subprocess
 
-    code = "import sys; import minray.wire.reactor; print([m for m in ('numpy', 'asyncio', 'logging') if m in sys.modules])"
+    heavy = "('numpy', 'asyncio', 'logging')"
+    code = f"import sys, minray.wire.reactor; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,7 +1,7 @@
 """Real threads, real sockets, no sleeps: every wait ends, whatever the interleaving.
 
-The switch interval is set low, so that threads change hands in the middle of everything. A lost wake-up shows as a wait
-that reaches its (long) timeout.
+The switch interval is set low, so that threads change hands in the middle of everything. A lost wake-up shows
+as a wait that reaches its (long) timeout.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from minray.wire.reactor import Reactor
 from tests.wire.support import Echo, hello
 
 
-@pytest.mark.parametrize("endpoint", ["", "unix", "unix:", "http://x", "tcp:", "tcp:host", "tcp:host:", "tcp:h:99999"])
+@pytest.mark.parametrize(
+    "endpoint", ["", "unix", "unix:", "http://x", "tcp:", "tcp:host", "tcp:host:", "tcp:h:99999"]
+)
 def test_senseless_endpoints(endpoint: str) -> None:
     with pytest.raises(transports.EndpointError, match="endpoint"):
         transports.make_listener(endpoint)

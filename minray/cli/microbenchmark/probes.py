@@ -131,15 +131,14 @@ PROBES: dict[str, Probe] = {"start": start, "idle": idle, "many": many}
 
 
 def _settled_memory() -> int:
-    """This process's memory once it has stopped falling (releases are asynchronous)."""
+    """This process's memory once it has stopped falling for a second (releases are asynchronous)."""
     gc.collect()
-    least = _memory(os.getpid())
-    for _ in range(20):
-        time.sleep(0.1)
+    least, since = _memory(os.getpid()), 0
+    while since < 5:
+        time.sleep(0.2)
         now = _memory(os.getpid())
-        if now >= least * 0.999:
-            return min(now, least)
-        least = now
+        since = 0 if now < 0.99 * least else since + 1
+        least = min(now, least)
     return least
 
 

@@ -135,7 +135,7 @@ class Table:
         )
         lines = [f"{metric.title:{self._width}}{cells}".rstrip()]
         problems = [side.problem for side in (result.ours, result.theirs) if side is not None]
-        return "\n".join([*lines, *(f"    {text.splitlines()[0][:150]}" for text in problems if text)])
+        return "\n".join([*lines, *(f"    {_short(text)}" for text in problems if text)])
 
     def _cells(self, ours: str, theirs: str, ratio: str, bar: str, met: str, goal: str) -> str:
         compared = f"{theirs:>24}{ratio:>10}" if self._theirs else ""
@@ -150,6 +150,12 @@ class Table:
         spread = f" ± {number(side.spread)}" if side.spread else ""
         unit = metric.unit if metric.unit.startswith("/") else f" {metric.unit}"
         return f"{number(side.value)}{spread}{unit}"
+
+
+def _short(problem: str) -> str:
+    """Its first line, and of a remote error's many the last one too: there stands what went wrong."""
+    first, *rest = (line.strip() for line in problem.splitlines() if line.strip())
+    return f"{first} … {rest[-1]}"[:200] if rest else first[:200]
 
 
 def remarks(lines: Iterable[Result]) -> list[str]:
