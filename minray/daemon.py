@@ -167,7 +167,7 @@ class Daemon:
     ) -> None:
         self.boot = boot
         self.config = Config.from_dict(boot["config"])
-        self._life_fd = life_fd
+        self._watched = [life_fd]  # descriptors that tell of the driver's end
         self._driver: tuple[int, float] | None = boot["driver"]
         self._ending = False
         self.last_resort: Callable[[int], Any] = lambda seconds: None  # ends this process after that time
@@ -207,19 +207,19 @@ class Daemon:
     # --- the driver's life
 
     def _watch_driver(self) -> None:
-        self.reactor.add_reader(self._life_fd, self._on_life)
+        self.reactor.add_reader(self._watched[0], self._on_life)
         assert self._driver is not None
         try:
             fd = os.pidfd_open(self._driver[0])
         except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox, or it is gone already
             self._poll_driver()
         else:
+            self._watched.append(fd)
             self.reactor.add_reader(fd, lambda _: self.end("its driver has ended"))
             self.look_after_driver()  # the pid may have been another's before the pidfd was opened
 
     def _on_life(self, fd: int) -> None:
         if not os.read(fd, 4096):
-            self.reactor.remove_reader(fd)
             self.end("its driver hung up")
 
     def look_after_driver(self) -> None:
@@ -238,6 +238,9 @@ class Daemon:
         if not self._ending:
             self._ending = True
             say(f"ends because {reason}")
+            for fd in self._watched:
+                self.reactor.remove_reader(fd)
+                os.close(fd)
             self.last_resort(int(self.config.shutdown_grace_s) + PATIENCE_S)
             self.node.shutdown(reason, self._ended)
 

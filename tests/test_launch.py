@@ -22,7 +22,6 @@ from minray.wire.reactor import Connection, Reactor, Waiter
 from minray.worker.launch import LocalCluster, launch, sibling_endpoint
 from minray.worker.session_folder import SessionInfo
 
-pytest.importorskip("minray.node.service")
 needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfds")
 WAIT_S = 30.0
 REPOSITORY = str(Path(__file__).resolve().parent.parent)
@@ -291,7 +290,7 @@ def test_stopping_twice_and_in_a_forked_child(cluster: LocalCluster) -> None:
 
 
 HEAVY = (
-    "numpy", "cloudpickle", "psutil", "sqlite3", "ssl", "asyncio", "email", "logging.config", "tempfile",
+    "numpy", "cloudpickle", "psutil", "sqlite3", "ssl", "asyncio", "email", "logging", "tempfile",
     "subprocess", "multiprocessing", "unittest", "json",
 )  # fmt: skip
 

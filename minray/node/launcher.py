@@ -94,7 +94,7 @@ class ForkLauncher:
 
     def kill(self, number: int, signum: int = KILL) -> None:
         """See Launcher."""
-        self._conn.send(("kill", number, signum))
+        self._conn.send(("kill", number, int(signum)))
 
     def close(self) -> None:
         """See Launcher. The end of its socket is the zygote's order to end everything."""

@@ -8,6 +8,9 @@ Nothing printed is lost, and nobody runs out of memory: lines on their way to a 
 has acknowledged them; beyond the credit the pipes of that job are left alone, and a worker that prints into a
 full pipe waits. (A file is cut off and begun anew when it is too long; the line before stays beside it.)
 
+Whose lines they are, a worker says inside the pipe (``_base.log_marker``); one that does not is believed what
+it says beside it (``rename``).
+
 Called by node.service on the reactor's thread. Invariants: a pipe is read exactly while its job has credit;
 lines of one pipe keep their order; a line longer than MAX_LINE is cut.
 """
@@ -19,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from minray._base.log_marker import PREFIX, split
 from minray.wire.messages import LogLines
 from minray.wire.reactor import Reactor
 
@@ -37,6 +41,7 @@ class _Pipe:
     is_stderr: bool
     rest: bytes = b""  # the beginning of a line
     reading: bool = False
+    name: str = ""  # by the last marker
     file: int = -1
     written: int = 0
 
@@ -112,8 +117,7 @@ class LogHub:
     def rename(self, number: int, name: str) -> None:
         """What the worker prints from now on belongs to another function or class."""
         source = self._sources.get(number)
-        if source is not None and source.name != name:
-            self._drain(source)
+        if source is not None:
             source.name = name
 
     def name(self, number: int) -> str:
@@ -199,14 +203,32 @@ class LogHub:
         if len(pipe.rest) > MAX_LINE:
             lines.append(pipe.rest)
             pipe.rest = b""
-        if lines:
+        if lines and PREFIX in whole:
+            self._marked_lines(source, pipe, lines)
+        elif lines:
             self._lines(source, pipe, lines)
         return bool(data)
+
+    def _marked_lines(self, source: _Source, pipe: _Pipe, raw: list[bytes]) -> None:
+        lines: list[bytes] = []
+        for line in raw:
+            found = split(line)
+            if found is None:
+                lines.append(line)
+                continue
+            if found[0]:
+                lines.append(found[0])
+            if lines:
+                self._lines(source, pipe, lines)
+                lines = []
+            pipe.name = found[1]
+        if lines:
+            self._lines(source, pipe, lines)
 
     def _lines(self, source: _Source, pipe: _Pipe, raw: list[bytes]) -> None:
         lines = [line.decode("utf-8", "replace") for line in raw]
         source.tail.extend(lines[-TAIL:])
-        message = LogLines(source.pid, source.name, pipe.is_stderr, lines)
+        message = LogLines(source.pid, pipe.name or source.name, pipe.is_stderr, lines)
         if self._deliver(source.job_id, message):
             size = sum(map(len, lines)) + len(lines)
             self._under_way[source.job_id] = self._under_way.get(source.job_id, 0) + size

@@ -106,25 +106,10 @@ class NodeService:
         self.ending: Ending | None = None
         self.address: str = node.get("node_ip_address") or "127.0.0.1"
         self.totals = self._make_totals()
-        pool = WorkerPool(
-            cpus=max(1, self.totals.get("CPU", 0) // UNIT),
-            new_worker_id=lambda: os.urandom(28),
-            soft=config.max_workers_soft,
-            hard=config.max_workers_hard,
-            idle_s=config.worker_idle_s,
-            start_s=config.worker_start_s,
-        )
-        self.table = LeaseTable(node_id, self.totals, pool, infeasible_grace_s=config.infeasible_grace_s)
+        self.table = self._make_table()
         self.deaths = DeathBook()
         self._segments = segments.choose(config.segments, session["dir"])
-        extents = ExtentTable(
-            max(1, self.totals.get(STORE_MEMORY, 0) // UNIT),
-            node_id=node_id,
-            prefix=session["prefix"],
-            extent_size=config.extent_size,
-            grace_s=config.store_full_grace_s,
-        )
-        self.store = StoreAuthority(extents, self._segments, self.send)
+        self.store = self._make_store()
         self.logs = LogHub(
             reactor,
             pipe_dir=session["dir"],
@@ -149,6 +134,28 @@ class NodeService:
         totals[f"node:{self.address}"] = UNIT
         totals["node:__internal_head__"] = UNIT
         return totals
+
+    def _make_table(self) -> LeaseTable:
+        config = self.config
+        pool = WorkerPool(
+            cpus=max(1, self.totals.get("CPU", 0) // UNIT),
+            new_worker_id=lambda: os.urandom(28),
+            soft=config.max_workers_soft,
+            hard=config.max_workers_hard,
+            idle_s=config.worker_idle_s,
+            start_s=config.worker_start_s,
+        )
+        return LeaseTable(self.node_id, self.totals, pool, infeasible_grace_s=config.infeasible_grace_s)
+
+    def _make_store(self) -> StoreAuthority:
+        extents = ExtentTable(
+            max(1, self.totals.get(STORE_MEMORY, 0) // UNIT),
+            node_id=self.node_id,
+            prefix=self._session["prefix"],
+            extent_size=self.config.extent_size,
+            grace_s=self.config.store_full_grace_s,
+        )
+        return StoreAuthority(extents, self._segments, self.send)
 
     def _make_public_session(self) -> dict[str, Any]:
         session = self._session

@@ -277,10 +277,14 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     zygote.ready(since)
-    order = zygote.serve()
+    order = None
+    try:
+        order = zygote.serve()
+    finally:
+        if order is None:
+            zygote.end()
     if order is not None:
         run_child(zygote, order, parent)
-    zygote.end()
 
 
 if __name__ == "__main__":

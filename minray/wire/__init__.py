@@ -12,7 +12,11 @@ reads. Files, from the bottom up:
 * ``transports``  endpoints: unix, tcp, mem → non-blocking sockets
 * ``election``    which thread polls (pure)
 * ``poller``      epoll, or what the platform has instead
-* ``connection``  one peer: its state, its queue of unsent bytes, its decoder
+* ``core``        what the leader runs: descriptors, posts, timers
+* ``writer``      the writing side of a connection
+* ``connection``  one peer: its life, and its reading side
+* ``listener``    a listening socket
+* ``spin``        whether a leader spins before it sleeps (pure)
 * ``reactor``     who polls, timers, waits, the background thread
 * ``asyncio_selector``  the reactor as the selector of an asyncio loop
 """

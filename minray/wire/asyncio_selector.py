@@ -1,8 +1,8 @@
 """An asyncio loop that waits inside the reactor: no thread between a message and the coroutine that awaits.
 
-``ReactorEventLoop(reactor)`` is an ordinary selector loop whose ``select`` is ``Reactor.wait``: while the loop has
-nothing to do, its thread leads or follows like any thread that waits, so that handlers run on it and may call
-``loop.call_soon``; while it runs coroutines, others or the background thread lead, and use
+``ReactorEventLoop(reactor)`` is an ordinary selector loop whose ``select`` is ``Reactor.wait``: while the
+loop has nothing to do, its thread leads or follows like any thread that waits, so that handlers run on it and
+may call ``loop.call_soon``; while it runs coroutines, others or the background thread lead, and use
 ``loop.call_soon_threadsafe``, which costs no system call here. Used by the asyncio executor.
 
 The loop's own descriptors are registered with the reactor, one event at a time: what has fired is not watched
@@ -87,7 +87,8 @@ class ReactorSelector(selectors._BaseSelectorImpl):
             key = self.get_map().get(fd)
             if key is not None:
                 self._resting.append(fd)
-                events = (_READ if mask & (IN | HUP | ERR) else 0) | (_WRITE if mask & (OUT | HUP | ERR) else 0)
+                events = _READ if mask & (IN | HUP | ERR) else 0
+                events |= _WRITE if mask & (OUT | HUP | ERR) else 0
                 if events & key.events:
                     ready.append((key, events & key.events))
         return ready

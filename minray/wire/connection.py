@@ -1,27 +1,21 @@
-"""One peer: its life, its unsent bytes, its decoder.
+"""One peer: its life, and its reading side.
 
 ::
 
     CONNECTING ─► HANDSHAKE ─► (server: HELLO) ─► OPEN ─► CLOSED
          └────────────┴──────────────┴───────────────────►┘
 
-The reading side belongs to the leader's thread alone. The writing side belongs to whoever holds ``_lock``,
-which nobody ever waits for: a sender appends to ``_out`` and, if the lock is free, sends everything; if not,
-the holder looks again after releasing it. So ``send`` never blocks, keeps the order of appends, and may be
-called by a finalizer that runs in the middle of a ``send`` of the same thread.
+``send``, ``send_many`` and ``close`` are for any thread, block nowhere, and may be called by finalizers; what
+they write goes through ``writer``. Everything else belongs to the leader's thread.
 
-A failed write does not end the connection: what the peer sent before it died is still read, and the end of
-the stream ends it. ``on_close`` is called exactly once, on the leader's thread: with None if this side
-closed, else with the error. Messages sent before ``close()`` still leave, if the peer takes them within a
-second.
+``on_close`` is called exactly once, on the leader's thread: with None if this side closed, else with the
+error. Messages sent before ``close()`` still leave, if the peer takes them within a second.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -33,11 +27,9 @@ from minray.wire.errors import ConnectionLost, HandshakeError, ProtocolError, Wi
 from minray.wire.framing import HEADER, FrameDecoder, encode_frame
 from minray.wire.messages import Hello, pack, unpack
 from minray.wire.poller import IN, OUT, READABLE
+from minray.wire.writer import LINGER_S, Writer
 
-SEND_CHUNK = 256 * 1024
-LINGER_S = 1.0
 REDIAL_S = 0.005
-END_S = 0.2
 _unpack_header = HEADER.unpack_from
 
 
@@ -56,27 +48,19 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_backlog",
         "_bound",
-        "_buffered",
         "_core",
         "_deadline",
         "_decoder",
-        "_first",
         "_gone",
         "_greeting",
         "_handler",
         "_handshake",
-        "_lock",
         "_on_accept",
         "_on_gone",
-        "_out",
         "_recv_into",
-        "_resume",
-        "_send",
-        "_send_broken",
         "_sock",
-        "_stalled",
+        "_writer",
         "closed",
         "endpoint",
         "hello",
@@ -101,15 +85,8 @@ class Connection:
         self._bound = max_frame + 4
         self._decoder = FrameDecoder(max_frame)
         self._sock: socket.socket | None = None
-        self._out: deque[bytes] = deque()  # appended to by anybody
-        self._lock = threading.Lock()  # holder: sends, and owns the three below
-        self._backlog: deque[bytes | memoryview] = deque()  # taken from _out, not yet in the kernel
-        self._buffered = 0  # bytes of that
-        self._stalled = True  # not open yet, or the kernel's buffer is full: wait for _resume
-        self._resume = False  # set by the leader: try again
-        self._send_broken = False
+        self._writer = Writer(core, self._lose)
         self._gone = False  # nothing leaves or comes any more
-        self._first = b""  # goes out before everything queued, once the handshake is over
         self._handshake: ClientHandshake | ServerHandshake | None = None
         self._greeting = b""  # our Hello, framed
         self._deadline: Timer | None = None
@@ -127,7 +104,7 @@ class Connection:
         data = encode_framed(message)
         if len(data) > self._bound:
             raise self._too_long(len(data))
-        self._queue(data)
+        self._writer.queue(data)
 
     def send_many(self, messages: Iterable[tuple[Any, ...]]) -> None:
         """Like ``send`` for each, in one go."""
@@ -137,7 +114,7 @@ class Connection:
         for part in parts:
             if len(part) > self._bound:
                 raise self._too_long(len(part))
-        self._queue(b"".join(parts))
+        self._writer.queue(b"".join(parts))
 
     def close(self) -> None:
         """End the connection. ``on_close`` follows, on the leader's thread."""
@@ -148,131 +125,23 @@ class Connection:
     @property
     def buffered(self) -> int:
         """Bytes that wait because the peer does not take them. Grows without bound: senders look at it."""
-        return self._buffered
+        return self._writer.buffered
 
     def _too_long(self, size: int) -> ProtocolError:
         return ProtocolError(f"a frame of {size} bytes is beyond the bound of {self._bound - 4} bytes")
-
-    # --- writing (whoever holds the lock)
-
-    def _queue(self, data: bytes) -> None:
-        """The hot path: write at once, if nobody else writes and nothing waits."""
-        out, lock = self._out, self._lock
-        if not lock.acquire(False):
-            out.append(data)
-            self._pump()  # in vain, unless the holder has just released it
-            return
-        try:
-            if out or self._stalled:
-                out.append(data)
-                self._flush()
-            else:
-                self._write(data)
-        finally:
-            lock.release()
-        if out:  # somebody came while we had the lock
-            self._pump()
-
-    def _pump(self) -> None:
-        """Write what senders have appended, unless somebody does: who has the lock looks again afterwards."""
-        lock = self._lock
-        while (self._out or self._resume) and lock.acquire(False):
-            try:
-                self._flush()
-            finally:
-                lock.release()
-
-    def _flush(self) -> None:
-        self._gather()
-        if self._stalled and not self._resume:
-            return
-        self._resume = False
-        while self._backlog:
-            if not self._write(self._next_chunk()):
-                return
-        if self._stalled and not self._send_broken:
-            self._stalled = False
-            self._watch(IN)
-
-    def _write(self, data: bytes | memoryview) -> bool:
-        """Give ``data`` to the kernel; keeps what it does not take. Returns whether it took everything."""
-        try:
-            sent = self._send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self._break_sending()
-            return False
-        except BaseException:  # a user's signal handler raised: how much was sent is unknown
-            self._break_sending()
-            self._core.post(self._lose_interrupted)
-            raise
-        if sent == len(data):
-            return True
-        rest = memoryview(data)[sent:]
-        self._backlog.appendleft(rest)
-        self._buffered += len(rest)
-        self._stalled = True
-        self._watch(IN | OUT)
-        return False
-
-    def _gather(self) -> None:
-        """Take over what senders have appended."""
-        out, backlog = self._out, self._backlog
-        drop = self._send_broken or self._gone
-        if self._first:
-            first, self._first = self._first, b""
-            backlog.appendleft(first)
-            self._buffered += len(first)
-        while out:
-            data = out.popleft()
-            if not drop:
-                backlog.append(data)
-                self._buffered += len(data)
-
-    def _next_chunk(self) -> bytes | memoryview:
-        """The next piece of the backlog, small ones joined."""
-        backlog = self._backlog
-        data = backlog.popleft()
-        size = len(data)
-        if backlog and size < SEND_CHUNK:
-            parts = [data]
-            while backlog and size + len(backlog[0]) <= SEND_CHUNK:
-                parts.append(backlog.popleft())
-                size += len(parts[-1])
-            data = b"".join(parts)
-        self._buffered -= size
-        return data
-
-    def _break_sending(self) -> None:
-        """The peer takes nothing more: drop what is queued. Reading finds the end of the stream."""
-        self._send_broken = True
-        self._stalled = True
-        self._backlog.clear()
-        self._buffered = 0
-        self._watch(IN)
-        self._core.call_later(LINGER_S, self._lose_unwritable)
-
-    def _watch(self, mask: int) -> None:
-        try:
-            if self._sock is not None and not self._gone:
-                self._core.modify(self._sock.fileno(), mask)
-        except (OSError, ValueError, KeyError):
-            if not self._gone:  # else the leader dropped it in between
-                raise
 
     # --- the leader's thread: opening
 
     def _adopt(self, sock: socket.socket, entry: Callable[[int], None], mask: int = IN) -> None:
         self._sock = sock
-        self._send = sock.send
+        self._writer.attach(sock)
         self._recv_into = sock.recv_into
         self._core.register(sock.fileno(), mask, entry)
 
     def open_trusted(self, sock: socket.socket) -> None:
         """A socket that only a relative can hold the other end of: no handshake, no Hello."""
-        self._stalled = False
         self._adopt(sock, self._on_ready)
+        self._writer.open(b"")
 
     def open_dialling(self, handshake: ClientHandshake, hello: Hello) -> None:
         """Connect to ``endpoint``; the outcome comes to the handler."""
@@ -325,7 +194,7 @@ class Connection:
     def _send_now(self, data: bytes) -> None:
         """Handshake bytes: a fresh socket's buffer takes them whole, or the peer is nobody we want."""
         try:
-            if data and self._send(data) != len(data):
+            if data and not self._writer.write_raw(data):
                 self._lose(HandshakeError("the peer does not read"))
         except OSError as error:
             self._lose(ConnectionLost(f"{self.endpoint or 'the peer'} hung up during the handshake: {error}"))
@@ -359,9 +228,8 @@ class Connection:
     def _opened(self, first: bytes) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._first, self._greeting = first, b""
-        self._resume = True
-        self._pump()
+        self._greeting = b""
+        self._writer.open(first)
         if self.closed:
             self._close_here()
 
@@ -398,8 +266,7 @@ class Connection:
     def _on_ready(self, mask: int) -> None:
         """The hot path: one read, its frames, its messages, the handler."""
         if mask & OUT:
-            self._resume = True
-            self._pump()
+            self._writer.resume()
         if not mask & READABLE or self.closed:
             return
         decoder = self._decoder
@@ -500,29 +367,22 @@ class Connection:
     def _lose_late(self) -> None:
         self._lose(HandshakeError(f"no complete handshake with {self.peer} within {DEADLINE_S:g} s"))
 
-    def _lose_unwritable(self) -> None:
-        self._lose(ConnectionLost(f"{self.peer} takes no more data"))
-
-    def _lose_interrupted(self) -> None:
-        self._lose(ConnectionLost("a write was interrupted by an exception in a signal handler"))
-
     def _close_here(self) -> None:
         """close() was called: go, or stay until what was sent before has left."""
         if self._gone:
             return
         self._tell(None)
-        if self._send_broken or not (self._out or self._buffered):
+        if self._writer.idle:
             self._drop()
         elif self._handshake is None and self._sock is not None:
             self._core.entries[self._sock.fileno()] = self._on_lingering
-            self._watch(OUT)
+            self._core.modify(self._sock.fileno(), OUT)
             self._core.call_later(LINGER_S, self._drop)
         # else it opens first, or reaches its deadline
 
     def _on_lingering(self, mask: int) -> None:
-        self._resume = True
-        self._pump()
-        if not self._buffered or self._send_broken:
+        self._writer.resume()
+        if self._writer.idle:
             self._drop()
 
     def _drop(self) -> None:
@@ -530,6 +390,7 @@ class Connection:
         if self._gone:
             return
         self._gone = True
+        self._writer.drop()
         if self._deadline is not None:
             self._deadline.cancel()
         if self._sock is not None:
@@ -537,12 +398,9 @@ class Connection:
         self._core.post(self._shut)
 
     def _shut(self) -> None:
-        """Never under a send in progress: the kernel could give the number to another socket meanwhile."""
-        if self._lock.acquire(False):
-            try:
-                self.end()
-            finally:
-                self._lock.release()
+        if self._writer.try_close():
+            self._sock = None
+            self._on_gone(self)
         else:
             self._core.post(self._shut)
 
@@ -553,35 +411,30 @@ class Connection:
             self._core.post(lambda: handler.on_close(self, error))
 
     def end(self) -> None:
-        """Close the descriptor. The caller holds the lock."""
+        """With the reactor, whose last leader has gone."""
+        if self._handshake is not None:
+            self._writer.drop()
         self.closed = self._gone = True
         self._handler = None
-        self._backlog.clear()
-        self._buffered = 0
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
-        self._on_gone(self)
-
-    def end_now(self) -> None:
-        """With the reactor, whose last leader has gone. What the kernel takes at once still leaves."""
-        locked = self._lock.acquire(True, END_S)
-        try:
-            if locked and not self._gone and self._handshake is None:
-                self._resume = True
-                self._flush()
-            self.end()
-        finally:
-            if locked:
-                self._lock.release()
+        self._writer.close_now()
+        self._sock = None
 
     def abandon(self) -> None:
         """In a forked child: let go of the descriptor without touching what the parent shares."""
         self.closed = self._gone = True
         self._handler = None
+        self._writer.drop()
         sock, self._sock = self._sock, None
         if sock is not None:
             os.close(sock.detach())
+
+    def fail(self, error: Exception) -> None:
+        """Something of ours went wrong with it, on the leader's thread."""
+        self._lose(ProtocolError(f"an internal error: {error!r}"))
+
+    def fileno(self) -> int:
+        """-1 once it is closed."""
+        return self._sock.fileno() if self._sock is not None else -1
 
     @property
     def peer(self) -> str:
@@ -592,4 +445,4 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "opening" if self._handshake is not None else "open"
-        return f"<Connection {self.peer} {state}, {self._buffered} bytes waiting>"
+        return f"<Connection {self.peer} {state}, {self.buffered} bytes waiting>"

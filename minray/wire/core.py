@@ -77,6 +77,7 @@ class Core:
         self.new_timers: deque[tuple[float, int, Timer]] = deque()  # anybody's
         self._compact_at = 1024
         self._count = itertools.count()
+        self.on_failure: Callable[[int, Exception], None] = lambda fd, error: None
         self.poller.register(self.bell.fileno(), IN)
 
     # --- for any thread
@@ -144,7 +145,12 @@ class Core:
         for fd, mask in events:
             entry = entries.get(fd)
             if entry is not None:  # else it was dropped earlier in this round
-                entry(mask)
+                try:
+                    entry(mask)
+                except Exception as error:  # a bug of ours: whose wait this happens to be is not to blame
+                    log_exception(f"descriptor {fd} is watched no more")
+                    self.unregister(fd)
+                    self.on_failure(fd, error)
 
     def housekeep(self) -> None:
         """Run the posts that are there now, and the timers that are due."""

@@ -119,7 +119,7 @@ def pack(msg: Message) -> tuple[Any, ...]:
 
 def unpack(raw: tuple[Any, ...]) -> Message:
     """The control message behind ``raw``. Raises ProtocolError for an unknown tag or a wrong arity."""
-    cls = _REGISTRY.get(raw[0]) if raw else None
+    cls = _REGISTRY.get(raw[0]) if raw and type(raw[0]) is int else None
     if cls is None or len(raw) - 1 != len(_FIELDS[raw[0]]):
         raise ProtocolError(f"not a message of this protocol: tag and arity {raw[:1]!r}, {len(raw)}")
     return cls(*raw[1:])

@@ -8,6 +8,7 @@ discards, the other sees. Masks are epoll's numbers on every platform.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import selectors
@@ -52,7 +53,11 @@ class EpollPoller:
         self.modify = self._epoll.modify
 
     def unregister(self, fd: int) -> None:
-        self._epoll.unregister(fd)
+        try:
+            self._epoll.unregister(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBADF):  # closed first: the kernel forgot it by itself
+                raise
 
     def fileno(self) -> int:
         return self._epoll.fileno()

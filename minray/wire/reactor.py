@@ -84,6 +84,7 @@ class Reactor:
         self._max_frame = max_frame
         self._core = Core(poller)
         self._core.entries[self._core.bell.fileno()] = self._on_bell
+        self._core.on_failure = self._on_failure
         self._election: Election[Waiter] = Election(background=background)
         self._mutex = threading.Lock()  # guards _election; held for a few instructions, by threads in _inside
         self._inside: set[int] = set()  # threads that lead, follow, or change who does
@@ -195,6 +196,10 @@ class Reactor:
         listener = Listener(self._core, sock, on_socket)
         self._listeners.append(listener)
         return listener.endpoint
+
+    def _on_failure(self, fd: int, error: Exception) -> None:
+        for conn in [one for one in self._connections if one.fileno() == fd]:
+            conn.fail(error)
 
     # --- posts and timers (any thread)
 
@@ -316,7 +321,7 @@ class Reactor:
         """Poll until done, out of time, interrupted or closed."""
         core = self._core
         poll = core.poll
-        now = monotonic()
+        started = now = monotonic()
         spin = self._spin.begin()
         spin_until = now + spin
         if deadline is not None and now >= deadline:
@@ -343,7 +348,7 @@ class Reactor:
                 callback()
             if deadline is not None and now >= deadline:
                 break
-        self._spin.ended(now - began)
+        self._spin.ended(now - started)
 
     def _poll_asleep(
         self, waiter: Waiter, main: bool, until: float | None, now: float
@@ -478,6 +483,11 @@ class Reactor:
             _open_gate(waiter.gate)
         self._core.wake()
 
+    def clear_interrupt(self) -> bool:
+        """Forget an interrupt that no wait has raised yet. Returns whether there was one."""
+        pending, self._interrupt = self._interrupt, False
+        return pending
+
     def fileno(self) -> int:
         """Readable when a poll would find something (epoll, kqueue)."""
         return self._core.poller.fileno()
@@ -525,7 +535,7 @@ class Reactor:
 
     def _tear_down(self) -> None:
         for conn in list(self._connections):
-            conn.end_now()
+            conn.end()
         self._ending += self._listeners
         self._end_listeners()
         self._connections.clear()

@@ -93,8 +93,17 @@ class ActorCalls:
             return
         specs = []
         queue = actor.queue
-        while queue and queue[0].unresolved == 0:
-            task = queue.popleft()
+        ready: deque[Task] = deque()
+        if actor.eager:  # calls may overtake one whose arguments are not there
+            if any(task.unresolved for task in queue):
+                ready.extend(task for task in queue if not task.unresolved)
+                actor.queue = deque(task for task in queue if task.unresolved)
+            else:
+                ready, actor.queue = queue, ready
+        else:
+            while queue and queue[0].unresolved == 0:
+                ready.append(queue.popleft())
+        for task in ready:
             if task.error is not None:
                 self._end(task, task.error)
                 continue

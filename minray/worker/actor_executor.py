@@ -23,10 +23,11 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
-from minray.wire.messages import ActorStarted, Address, Cancel, CreateActor, StreamAck, WorkerName, pack
+from minray.wire.messages import ActorStarted, Address, Cancel, CreateActor, StreamAck, pack
 from minray.wire.reactor import Waiter
 from minray.worker.calling import Caller, Outbox
 from minray.worker.contract import CALL_METHOD, READY_METHOD, SHUTDOWN_HOOK, TERMINATE_METHOD
+from minray.worker.executor import announce_name
 from minray.worker.functions import loads_function
 from minray.worker.running import RUNNING, Running
 from minray.worker.tasks import END, ERROR, STREAMING
@@ -71,7 +72,7 @@ class ActorExecutor:
         """In the main thread, until the actor ends."""
         rt = self.rt
         rt.depth = self._meta["depth"]
-        rt.node.send(pack(WorkerName(self.spec["class_name"])))
+        announce_name(rt, self.spec["class_name"])
         error = self._create()
         if error is not None:
             self._announce(error)
@@ -210,6 +211,8 @@ class ActorExecutor:
             status, value = self.caller.failure(running, error)
         args = kwargs = None  # type: ignore[assignment]
         RUNNING.reset(token)
+        if running.cancelled and self.exiting is None:
+            status, value = ERROR, ("cancelled", self.caller.name(running))
         with self.rt.lock:
             del self.running[(caller[1], seq, attempt)]
             if self.exiting is None:

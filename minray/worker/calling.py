@@ -231,8 +231,11 @@ class Caller:
 
     def name(self, running: Running) -> str:
         """As messages say it: ``f`` or ``A.m``."""
-        given = running.extra.get("name") or running.meta["name"]
-        return f"{running.meta['name']}.{running.method}" if running.method else str(given)
+        given = running.extra.get("name")
+        if given is None:
+            name = running.meta["name"]
+            given = f"{name}.{running.method}" if running.method else name
+        return str(given)
 
     def task_object(self, running: Running) -> bytes:
         """The 24 bytes of the running task's id."""

@@ -170,6 +170,7 @@ def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster) -> Driv
         "cwd": os.getcwd(),
         "metadata": options.metadata,
         "env_vars": options.env_vars,
+        "log_to_driver": options.log_to_driver,
     }
     rt.node.send(pack(Register(True, -1, info)))
     try:

@@ -342,6 +342,8 @@ class Core:
         if index < stream.produced:
             return  # a retried generator repeats itself
         self._make_item(stream, status, item)
+        if stream.abandoned:
+            self._discard_items(stream)
         self._wake_stream(stream)
 
     def _make_item(self, stream: Stream, status: int, value: Any) -> None:
@@ -358,7 +360,8 @@ class Core:
         assert stream is not None
         if status == ERROR:  # one extra reference, whose get raises
             self._make_item(stream, ERROR, value)
-            stream.outcome = (ERROR, value)
+            raised = value[0] == "task"  # by the body: the task itself was completed
+            stream.outcome = (INLINE, PICKLED_NONE) if raised else (ERROR, value)
         else:
             stream.outcome = (INLINE, PICKLED_NONE)
         stream.total = stream.produced
@@ -397,22 +400,26 @@ class Core:
     @staticmethod
     def _has_backpressure(task: Task) -> bool:
         """An actor's call says it in its extras, a task in its function's description."""
-        if isinstance(task.extra, dict) and task.extra.get("backpressure"):
+        if task.extra is not None and task.extra.get("backpressure", 0) > 0:
             return True
-        return isinstance(task.function, Function) and bool(task.function.meta.get("backpressure"))
+        return isinstance(task.function, Function) and task.function.meta["backpressure"] > 0
 
     def release_stream(self, seq: int) -> None:
-        """The ObjectRefGenerator is gone: nobody will take the rest."""
+        """The ObjectRefGenerator is gone: nobody will take the rest. The task goes on, as in Ray: what it
+        does besides may be what it is for."""
         stream = self.streams.get(seq)
         if stream is None:
             return
         stream.abandoned = True
         if stream.total is not None:
             self._drop_stream(stream)
-            return
-        task = self.owner.tasks.get(seq) or self.calls.tasks.get(seq)
-        if task is not None:
-            self.cancel_task(task, force=False, recursive=True)
+        else:
+            self._discard_items(stream)
+
+    def _discard_items(self, stream: Stream) -> None:
+        """Take what is there (which lets a producer under backpressure go on), and drop it."""
+        while (object_id := self.stream_take(stream)) is not None:
+            self.refs.drop(object_id)
 
     def _drop_stream(self, stream: Stream) -> None:
         self.streams.pop(stream.seq, None)

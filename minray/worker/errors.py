@@ -92,8 +92,6 @@ def _loads(data: bytes) -> BaseException:
 
 
 def _dependency(name: str, failed: BaseException) -> BaseException:
-    if isinstance(failed, exc.TaskCancelledError | exc.RayActorError | exc.WorkerCrashedError):
-        return failed  # as in Ray: these say by themselves what happened
     return exc.RayTaskError.for_failed_dependency(name, failed)
 
 

@@ -12,6 +12,7 @@ ends.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
+from minray._base.log_marker import marker
 from minray.wire.messages import (
     Address,
     Cancel,
@@ -243,7 +245,7 @@ class Executor:
 
     def _set_name(self, name: str) -> None:
         self._name = name
-        self.rt.node.send(pack(WorkerName(name)))
+        announce_name(self.rt, name)
 
     # -- waiting inside user code ----------------------------------------------------------------------
 
@@ -286,6 +288,18 @@ def interrupt_main_thread() -> None:
         import _thread
 
         _thread.interrupt_main()
+
+
+def announce_name(rt: Any, name: str) -> None:
+    """Whose lines follow: inside the output, so that each line is attributed exactly; and to the node."""
+    _flush_stdio()
+    mark = marker(name)
+    for fd in (1, 2):
+        try:
+            os.write(fd, mark)
+        except OSError:
+            pass  # user code closed it
+    rt.node.send(pack(WorkerName(name)))
 
 
 def _flush_stdio() -> None:

@@ -16,7 +16,7 @@ from pickle import loads
 from time import monotonic
 from typing import Any
 
-from minray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, RaySystemError
+from minray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, RayError, RaySystemError
 from minray.object_ref import ObjectRef, make_ref
 from minray.store.errors import StoreFull
 from minray.store.holds import Gone
@@ -167,7 +167,8 @@ class ObjectOps(Link):
                 try:
                     values.append(load_object(hold, self.take_refs(value[2]), let_go))
                 except Exception as error:  # user code in unpickling; the other holds must still go
-                    failure = error
+                    failure = RaySystemError(f"object {object_id.hex()} cannot be unpickled here: {error!r}")
+                    failure.__cause__ = error
         if failure is not None:
             raise failure
         return values
@@ -214,18 +215,27 @@ class ObjectOps(Link):
         stored: list[int] = []
         for ref, record in zip(refs, records, strict=True):
             value = record.value
-            if record.status == INLINE and type(value) is bytes:
-                out.append(loads(value))
-            elif record.status == STORED:
+            if record.status == STORED:
                 stored.append(len(out))
                 out.append(None)
-            else:
-                out.append(self.decode(ref._id, record.status, value, ref._owner))
+                continue
+            try:
+                if record.status == INLINE and type(value) is bytes:
+                    out.append(loads(value))
+                else:
+                    out.append(self.decode(ref._id, record.status, value, ref._owner))
+            except Exception as error:  # whatever user code raises in unpickling
+                raise self._unreadable(ref, error) from error
         if stored:
             loaded = self.open_stored([(refs[i]._id, records[i].value, refs[i]._owner) for i in stored])
             for i, value in zip(stored, loaded, strict=True):
                 out[i] = value
         return out
+
+    def _unreadable(self, ref: ObjectRef[Any], error: Exception) -> Exception:
+        if isinstance(error, RayError):
+            return error
+        return RaySystemError(f"the value of {ref!r} cannot be unpickled here: {type(error).__name__}: {error}")
 
     def _await(self, refs: list[ObjectRef[Any]], timeout: float | None) -> list[ObjectRecord]:
         """Their records, none of them pending; raises the first error without waiting for the others."""

@@ -8,10 +8,13 @@ has local references or holds; when they end, it gives its grants back to the ow
 One law: *every handover keeps the giver's count until the owner knows the taker*. Three ways keep it:
 
 * the giver owns the object: it counts the taker at once (``borrowers[taker] += 1``);
-* the giver borrows it in its own right (``grants > 0``): it tells the owner by BORROWS on the same
+* the giver borrows it in its own right (``entitled``): it tells the owner by BORROWS on the same
   connection that will carry its own RELEASES, which therefore can only arrive later;
-* the giver has it only through the arguments of a running task (``grants == 0``): the caller holds it
-  until the reply, so the promise goes up *with the reply*, and the caller makes it good.
+* the giver has it only through the arguments of a running task: the caller holds it until the reply, so
+  the promise goes up *with the reply*, and the caller makes it good.
+
+A grant that arrives while a process has the object only through arguments does not entitle it: it may be a
+promise that this very process, as the caller of the giver, is still to make good.
 
 Grants are counted, not named: a RELEASES that overtakes the BORROWS it answers makes the taker's
 count negative for a moment, while the giver's own count keeps the object alive.
@@ -37,6 +40,7 @@ class ObjectRecord:
     __slots__ = (
         "borrowers",
         "contains",
+        "entitled",
         "fetchers",
         "grants",
         "held",
@@ -57,7 +61,8 @@ class ObjectRecord:
         self.value: Any = None
         self.local = 0
         self.held = 0
-        self.grants = 0
+        self.grants = 0  # borrower: what it gives back in the end
+        self.entitled = False  # borrower: in its own right, not only through a running task's arguments
         self.shared = False  # its location has been told to somebody else
         self.pinned = False  # left the runtime by plain pickle: kept for the owner's life
         self.borrowers: dict[bytes, int] | None = None
@@ -98,6 +103,12 @@ class ReferenceTable:
         """One more local reference, to an object that may be owned elsewhere."""
         record = self._known(object_id, owner)
         record.local += 1
+        return record
+
+    def adopt(self, object_id: bytes, owner: Address) -> ObjectRecord:
+        """One more local reference, to an object that its owner keeps for life (see PinForever)."""
+        record = self.borrow(object_id, owner)
+        record.entitled = record.owner is not None
         return record
 
     def drop(self, object_id: bytes) -> None:
@@ -147,10 +158,18 @@ class ReferenceTable:
 
         Returns the ids; the caller holds them at once (``set_contains``) or settles them.
         """
+        objects = self.objects
         for object_id, owner, granted in refs:
-            record = self._known(object_id, owner)
-            if granted and record.owner is not None:
+            record = objects.get(object_id)
+            if record is None:
+                record = self._known(object_id, owner)
+                record.entitled = granted and record.owner is not None
+            if not granted:
+                continue
+            if record.owner is not None:
                 record.grants += 1
+            else:
+                self._take_back(object_id, record, self.me[1], 1)  # it was on its way from us to us
         return tuple(r[0] for r in refs)
 
     # -- handovers -------------------------------------------------------------------------------
@@ -161,14 +180,12 @@ class ReferenceTable:
         False where the taker needs none, because it owns the object itself.
         """
         record = self.objects[object_id]
-        if taker[1] == self.me[1]:
-            return False  # a worker that runs a task of its own
         if record.owner is None:
-            self._lend(object_id, record, taker)
+            self._lend(object_id, record, taker)  # also to itself: a worker may run a task of its own
             return True
         if record.owner[1] == taker[1]:
             return False
-        if record.grants > 0:
+        if record.entitled:
             self.effects.append(("borrow", record.owner, object_id, taker))
         else:
             if record.promised is None:
@@ -190,8 +207,9 @@ class ReferenceTable:
                 out.extend((object_id, taker) for taker in record.promised)
                 record.promised = None
             if record.in_use():
-                if record.grants == 0:
-                    record.grants = 1
+                if not record.entitled:
+                    record.entitled = True
+                    record.grants += 1
                     out.append((object_id, self.me))
             else:
                 self._settle(object_id, record)
@@ -209,14 +227,16 @@ class ReferenceTable:
     def on_retained(self, retained: list[tuple[bytes, Address]]) -> None:
         """The reply to a call of ours says who still has our arguments. Before their unhold."""
         for object_id, taker in retained:
-            if object_id in self.objects and taker[1] != self.me[1]:
-                self.give(object_id, taker)
+            record = self.objects.get(object_id)
+            if record is None or (record.owner is None and taker[1] == self.me[1]):
+                continue
+            self.give(object_id, taker)
 
     def on_borrows(self, borrows: list[tuple[bytes, Address]]) -> None:
         """Owner: a borrower passed our object on."""
         for object_id, taker in borrows:
             record = self.objects.get(object_id)
-            if record is not None and record.owner is None and taker[1] != self.me[1]:
+            if record is not None and record.owner is None:
                 self._lend(object_id, record, taker)
                 if not record.in_use():
                     self._settle(object_id, record)
@@ -225,18 +245,9 @@ class ReferenceTable:
         """Owner: a borrower needs these no more, and returns so many grants of each."""
         for object_id, grants in releases:
             record = self.objects.get(object_id)
-            if record is None or record.owner is not None:
-                continue
-            counts = record.borrowers
-            if counts is None:
-                counts = record.borrowers = {}
-            left = counts.get(borrower, 0) - grants
-            if left:
-                counts[borrower] = left
-            else:
-                counts.pop(borrower, None)
-                self._forget_lent(borrower, object_id)
-            self._settle(object_id, record)
+            if record is not None and record.owner is None:
+                self._take_back(object_id, record, borrower, grants)
+                self._settle(object_id, record)
 
     # -- deaths ----------------------------------------------------------------------------------
 
@@ -257,7 +268,7 @@ class ReferenceTable:
             mine = owner[1] == self.me[1]
             record = self.objects[object_id] = ObjectRecord(None if mine else owner)
             if mine:
-                record.status, record.value = ERROR, None  # freed before it came home: see core
+                record.status, record.value = ERROR, ("freed", object_id)  # before it came home
             else:
                 ids = self._borrowed_from.get(owner[1])
                 if ids is None:
@@ -278,10 +289,22 @@ class ReferenceTable:
         lent = self._lent_to.get(worker_id)
         if lent is None:
             lent = self._lent_to[worker_id] = set()
-            self.effects.append(("watch", worker_id))
+            if worker_id != self.me[1]:
+                self.effects.append(("watch", worker_id))
         if count:
             lent.add(object_id)
         else:
+            self._forget_lent(worker_id, object_id)
+
+    def _take_back(self, object_id: bytes, record: ObjectRecord, worker_id: bytes, grants: int) -> None:
+        counts = record.borrowers
+        if counts is None:
+            counts = record.borrowers = {}
+        left = counts.get(worker_id, 0) - grants
+        if left:
+            counts[worker_id] = left
+        else:
+            counts.pop(worker_id, None)
             self._forget_lent(worker_id, object_id)
 
     def _forget_lent(self, worker_id: bytes, object_id: bytes) -> None:
@@ -338,6 +361,7 @@ class ReferenceTable:
             assert record.held >= holds.get(object_id, 0), f"{name}: contained but not held"
             if record.owner is None:
                 assert record.grants == 0 and not record.promised, f"{name}: owner with borrower's counts"
+                assert not record.entitled, f"{name}: owner and entitled borrower"
                 assert record.in_use() or record.borrowed_away() or record.pinned, f"{name}: leaked"
             else:
                 assert record.borrowers is None, f"{name}: borrower with owner's counts"

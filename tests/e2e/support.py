@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import uuid
@@ -71,7 +73,8 @@ class Driver:
         self.folder.mkdir()
         self._said = self.folder / "said"
         self._said.touch()
-        self.temp_dir = self.folder / "t"
+        # Short, or pytest's long names would make every session fall back from unix sockets to TCP.
+        self.temp_dir = Path(tempfile.mkdtemp(prefix="mrt-"))
         self.script = self.folder / "driver.py"
         text = textwrap.dedent(program)
         self.script.write_text((PRELUDE.format(said=str(self._said)) if prelude else "") + text)
@@ -193,6 +196,7 @@ class Driver:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 pass
+        shutil.rmtree(self.temp_dir, ignore_errors=True)
 
 
 def session_dir_prefix(session_dir: str) -> str:

@@ -58,7 +58,10 @@ class Leases(RuleBasedStateMachine):
             self.world.register(number)
 
     @precondition(lambda self: self.world.table.leases)
-    @rule(which=st.integers(0, 9), what=st.sampled_from(["return", "retire", "end", "block", "unblock", "kill"]))
+    @rule(
+        which=st.integers(0, 9),
+        what=st.sampled_from(["return", "retire", "end", "block", "unblock", "kill"]),
+    )
     def lease(self, which: int, what: str) -> None:
         table, now = self.world.table, self.world.now
         lease = table.leases[self.pick(which, sorted(table.leases))]
@@ -86,8 +89,9 @@ class Leases(RuleBasedStateMachine):
     @rule(what=st.integers(0, len(REQUESTS) - 1), lives=st.integers(0, len(REQUESTS) - 1))
     def place(self, what: int, lives: int) -> None:
         self.actors += 1
-        life = {k: min(v, REQUESTS[what].get(k, 0)) for k, v in REQUESTS[lives].items() if k in REQUESTS[what]}
-        order = actor_order(self.actors, placement_resources=REQUESTS[what], lifetime_resources=life)
+        needs = REQUESTS[what]
+        life = {name: min(v, needs[name]) for name, v in REQUESTS[lives].items() if name in needs}
+        order = actor_order(self.actors, placement_resources=needs, lifetime_resources=life)
         self.placed.add(order.actor_id)
         self.world.do(self.world.table.start_actor(order, self.world.now))
 
@@ -95,8 +99,8 @@ class Leases(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9), graceful=st.booleans())
     def stop(self, which: int, graceful: bool) -> None:
         order = actor_order(1 + which % self.actors)
-        effects = self.world.table.stop_actor(order.actor_id, 0, self.world.now, graceful=graceful, reason="test")
-        self.world.do(effects)
+        world = self.world
+        world.do(world.table.stop_actor(order.actor_id, 0, world.now, graceful=graceful, reason="test"))
 
     @rule(seconds=st.sampled_from([0.0, 0.01, 0.06, 1.1, 11.0]))
     def wait(self, seconds: float) -> None:
@@ -104,7 +108,7 @@ class Leases(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_forgotten(self) -> None:
-        """Who waits and could be served has a worker on the way, a revoked lease, or a moment to look again."""
+        """Who waits and could be served has a worker on the way, a revoked lease, or a moment to look."""
         table = self.world.table
         for demand in table.queue:
             if table.book.fits(demand.resources) and not self.world.pool.idle(demand.worker_class):

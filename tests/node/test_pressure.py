@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minray.wire.messages import LeaseGrant, LeaseInfeasible, LeaseRevoke
 
-from .support import CPU1, DRIVER, JOB, World, actor_order
+from .support import CPU1, DRIVER, World, actor_order
 
 A, B = b"a" * 28, b"b" * 28
 

@@ -17,7 +17,7 @@ def make(**settings: int | float) -> WorkerPool:
 def test_ids_are_known_before_the_worker_is() -> None:
     pool = make()
     effects = pool.start(CLASS, 2, 0.0)
-    assert effects == [("start", 1, pool.workers[1].worker_id, CLASS), ("start", 2, pool.workers[2].worker_id, CLASS)]
+    assert effects == [("start", n, pool.workers[n].worker_id, CLASS) for n in (1, 2)]
     assert pool.starting(CLASS) == 2
 
 

@@ -97,9 +97,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.one_of(st.integers(0, 3000), st.integers(3000, 300_000)))
     def write(self, data: st.DataObject, size: int) -> None:
-        writer = self.pick(data, self.clients)
-        owner = self.pick(data, self.clients)
-        may_wait = data.draw(st.booleans())
+        self._write(self.pick(data, self.clients), self.pick(data, self.clients), size, data.draw(st.booleans()))
+
+    def _write(self, writer: StoreClient, owner: StoreClient, size: int, may_wait: bool) -> None:
         self.count += 1
         content = pattern(self.count, size)
         cut = size // 3
@@ -168,6 +168,28 @@ class StoreMachine(RuleBasedStateMachine):
             view.drop_part(self.pick(data, sorted(view.parts)))
         if view.whole is None and not view.parts:
             views.remove(view)
+
+    @precondition(lambda self: any(self.views.values()))
+    @rule(data=st.data(), cuts=st.lists(st.integers(0, 300_000), min_size=1, max_size=5))
+    def free_under_a_narrowed_view(self, data: st.DataObject, cuts: list[int]) -> None:
+        """What it no longer covers is reused at once."""
+        views = [v for views in self.views.values() for v in views if v.what in self.objects]
+        if not views:
+            return
+        view = self.pick(data, views)
+        if view.whole is not None and not view.parts:
+            view.split(cuts)
+            if view.parts:
+                view.drop_whole()
+        for index in sorted(view.parts)[::2]:
+            if len(view.parts) > 1:
+                view.drop_part(index)
+        self.objects.remove(view.what)
+        view.what.owner.free([(view.what.id, view.what.location)])
+        self.world.settle()
+        for size in (view.what.size // 2, view.what.size // 3, 64, 64):
+            if view.what.writer in self.clients:
+                self._write(view.what.writer, view.what.writer, size, may_wait=False)
 
     @precondition(lambda self: self.objects)
     @rule(data=st.data())

@@ -116,12 +116,11 @@ def test_streams(loop: ReactorEventLoop) -> None:
         writer.close()
 
     async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 22)
         address = server.sockets[0].getsockname()
-        clients = [await asyncio.open_connection(*address) for _ in range(5)]
+        clients = [await asyncio.open_connection(*address, limit=1 << 22) for _ in range(5)]
         for i, (reader, writer) in enumerate(clients):
             data = f"line {i} ".encode() * 20_000 + b"\n"
-            reader._limit = 1 << 22  # type: ignore[attr-defined]
             writer.write(data)
             assert await reader.readline() == data.upper()
         for _, writer in clients:

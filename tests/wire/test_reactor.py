@@ -568,6 +568,44 @@ def test_the_peers_last_words_are_read_after_a_failed_write(reactor: Reactor) ->
     assert conn.buffered == 0
 
 
+def test_a_dead_peer_raises_no_sigpipe(make: Callable[..., Reactor]) -> None:
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        reactor = make()
+        here, there = socket.socketpair()
+        there.close()
+        got = Recorder(reactor)
+        conn = reactor.add_socket(here, got)
+        conn.send((1, "nobody"))
+        assert isinstance(got.until_closed(), ConnectionLost)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def test_a_bug_of_ours_ends_the_connection_and_no_wait(
+    reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    conn, got = pair(reactor)
+
+    def broken(mask: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    reactor._core.entries[conn.fileno()] = broken
+    conn.send((1,))
+    error = got.until_closed()
+    assert "a bug" in str(error)
+    assert "a bug" in caplog.text
+
+
+def test_a_reader_whose_descriptor_was_closed_first_may_be_removed(any_reactor: Reactor) -> None:
+    reading, writing = os.pipe()
+    any_reactor.add_reader(reading, lambda fd: None)
+    os.close(reading)
+    os.close(writing)
+    any_reactor.remove_reader(reading)
+    assert any_reactor.wait(Waiter(), 0) is False
+
+
 def test_a_busy_listener_is_dialled_again(reactor: Reactor) -> None:
     path = f"/tmp/minray-busy-{os.getpid()}"
     listener = socket.socket(socket.AF_UNIX)
@@ -704,6 +742,13 @@ def test_a_signal_outside_any_wait_is_kept_for_the_next(sigusr1: Reactor) -> Non
     kill_main()
     with pytest.raises(KeyboardInterrupt):
         sigusr1.wait(Waiter(), LONG)
+    assert sigusr1.wait(Waiter(), 0) is False
+
+
+def test_an_interrupt_may_be_forgotten(sigusr1: Reactor) -> None:
+    kill_main()
+    assert sigusr1.clear_interrupt() is True
+    assert sigusr1.clear_interrupt() is False
     assert sigusr1.wait(Waiter(), 0) is False
 
 
