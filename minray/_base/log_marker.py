@@ -10,8 +10,11 @@ had no newline.
 
 from __future__ import annotations
 
+import re
+
 PREFIX = b"\0minray:name "
 MAX_NAME = 400
+_WHOLE = re.compile(re.escape(PREFIX) + rb"[^\n]*\n")
 
 
 def marker(name: str) -> bytes:
@@ -25,3 +28,8 @@ def split(line: bytes) -> tuple[bytes, str] | None:
     if at < 0:
         return None
     return line[:at], line[at + len(PREFIX) :].decode("utf-8", "replace")
+
+
+def without(data: bytes) -> bytes:
+    """The output as the user wrote it."""
+    return _WHOLE.sub(b"", data)

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from minray._base.log_marker import PREFIX, split
+from minray._base.log_marker import PREFIX, split, without
 from minray.wire.messages import LogLines
 from minray.wire.reactor import Reactor
 
@@ -196,7 +196,9 @@ class LogHub:
             data = os.read(pipe.fd, READ)
         except BlockingIOError:
             return False
-        self._keep(source, pipe, data)
+        text = without(data) if PREFIX in data else data
+        if text:
+            self._keep(source, pipe, text)
         whole = pipe.rest + data if pipe.rest else data
         lines = whole.split(b"\n")
         pipe.rest = lines.pop()

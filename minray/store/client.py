@@ -119,13 +119,13 @@ class StoreClient:
             self._before_allocate()
         try:
             entry = self._write_once(size, chunks, may_wait, timeout)
-        except OSError:
-            self._return_empty()  # the system is short of memory: keep nothing that we do not use
+        except _Shortage:
+            self._return_empty()  # keep nothing that we do not use
             try:
                 entry = self._write_once(size, chunks, may_wait, timeout)
-            except OSError as error:
-                info = {"os_error": str(error), "free": self._segments.free_bytes()}
-                raise StoreFull(size, info) from error
+            except _Shortage as shortage:
+                info = {"os_error": str(shortage), "free": self._segments.free_bytes()}
+                raise StoreFull(size, info) from shortage.__cause__
         return (self._node_id, entry.segment_id, entry.offset, size)
 
     def _write_once(self, size: int, chunks: Chunks, may_wait: bool, timeout: float | None) -> Entry:
@@ -134,9 +134,11 @@ class StoreClient:
         try:
             for at, data in chunks:
                 segment.write(offset + at, data)
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._arena.free(segment_id, offset, size, self._clock())
+            if isinstance(error, OSError):
+                raise _Shortage(str(error)) from error
             raise
         entry = Entry(b"", (segment_id, offset, size), segment, mine=True)
         with self._lock:
@@ -340,6 +342,8 @@ class StoreClient:
         given = self._given
         if not given:
             return []
+        if self._unclosed:
+            self._unclosed = [segment for segment in self._unclosed if not segment.close()]
         changed: dict[int, Entry] = {}
         while given:
             entry, part = given.popleft()
@@ -437,6 +441,7 @@ class StoreClient:
         with self._lock:
             for segment_id in list(self._maps):
                 self._unmap(segment_id)
+            self._unclosed = [segment for segment in self._unclosed if not segment.close()]
 
     def after_fork_child(self) -> None:
         """This process is a forked child of the one that owns the store: touch nothing any more."""
@@ -537,9 +542,8 @@ class StoreClient:
 
     def _unmap(self, segment_id: int) -> None:
         segment = self._maps.pop(segment_id, None)
-        if segment is not None:
+        if segment is not None and not segment.close():
             self._unclosed.append(segment)
-        self._unclosed = [gone for gone in self._unclosed if not gone.close()]
 
     def _send_all(self, messages: list[Message]) -> None:
         for message in messages:
@@ -577,6 +581,10 @@ class StoreClient:
                 assert entry.object_id == object_id and not entry.mine
                 assert entry.pins > 0 and entry.holds >= 0
                 assert entry.is_held or id(entry) in given
+
+
+class _Shortage(Exception):
+    """The system has no memory for what is being written."""
 
 
 def _send_nothing(message: Message) -> None:

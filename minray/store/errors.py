@@ -73,7 +73,6 @@ def describe_full(requested: int, info: dict[str, Any]) -> str:
     if info.get("waited_s"):
         parts.append(f"waited {info['waited_s']:g} s for references to be dropped")
     parts.append(
-        "drop references to large objects that you need no more, or start with a larger"
-        " object_store_memory"
+        "drop references to large objects that you need no more, or start with a larger object_store_memory"
     )
     return "; ".join(parts)

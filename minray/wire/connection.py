@@ -97,8 +97,7 @@ class Connection:
     def send(self, message: tuple[Any, ...]) -> None:
         """Queue and try to send. Never blocks, keeps order; silently dropped after the close.
 
-        Raises ProtocolError for a message beyond the bound, and what pickle raises for one that is not
-        built-in."""
+        Raises ProtocolError for a message beyond the bound, and pickle's errors for what is not built-in."""
         if self.closed:
             return
         data = encode_framed(message)
@@ -132,11 +131,17 @@ class Connection:
 
     # --- the leader's thread: opening
 
-    def _adopt(self, sock: socket.socket, entry: Callable[[int], None], mask: int = IN) -> None:
+    def _adopt(
+        self, sock: socket.socket, entry: Callable[[int], None], *, mask: int = IN, first: bytes = b""
+    ) -> None:
+        """Take ``sock``, write ``first``, then let the leader see it (we may be another thread)."""
         self._sock = sock
         self._writer.attach(sock)
         self._recv_into = sock.recv_into
-        self._core.register(sock.fileno(), mask, entry)
+        if first:
+            self._send_now(first)
+        if not self._gone:
+            self._core.register(sock.fileno(), mask, entry)
 
     def open_trusted(self, sock: socket.socket) -> None:
         """A socket that only a relative can hold the other end of: no handshake, no Hello."""
@@ -171,10 +176,9 @@ class Connection:
             self._core.call_later(REDIAL_S, self._dial)
         elif dialled.sock is not None:
             if dialled.connecting:
-                self._adopt(dialled.sock, self._on_connected, OUT)
+                self._adopt(dialled.sock, self._on_connected, mask=OUT)
             else:
-                self._adopt(dialled.sock, self._on_handshake)
-                self._send_now(self._start())
+                self._adopt(dialled.sock, self._on_handshake, first=self._start())
 
     def _start(self) -> bytes:
         assert self._handshake is not None
@@ -384,6 +388,8 @@ class Connection:
         self._writer.resume()
         if self._writer.idle:
             self._drop()
+        elif mask & READABLE:
+            self._read()  # nobody wants it, but it would stay ready
 
     def _drop(self) -> None:
         """Stop reading and writing; the descriptor itself closes after the round."""

@@ -134,8 +134,7 @@ class Core:
         return max(0.0, timers[0][0] - monotonic()) if timers else -1.0
 
     def fall_asleep(self, timeout: float) -> float:
-        """Marks the leader as asleep. Returns how long the poll may take: 0 if there are posts or new
-        timers."""
+        """Mark the leader as asleep. Returns how long the poll may take: 0 if there is work."""
         self.sleeping = True
         return 0.0 if self.posts or self.new_timers else timeout
 

@@ -113,8 +113,7 @@ class Election(Generic[W]):
         return None
 
     def try_enter(self, waiter: W) -> Entry:
-        """Like ``enter`` for one round of polling: FOLLOW means that somebody else leads, and nothing
-        changed."""
+        """Like ``enter`` for one round of polling: FOLLOW: somebody else leads, nothing changed."""
         if self.leader is not None or self.background is _RUNNING:
             return _FOLLOW
         return self.enter(waiter)
@@ -158,8 +157,7 @@ class Election(Generic[W]):
         return False
 
     def rested(self) -> tuple[bool, W | None]:
-        """The background thread has handled everything. (True, None): it polls on; (False, w): promote
-        ``w``."""
+        """It has handled everything. (True, None): it polls on; (False, w): promote ``w``."""
         assert self.background is _RUNNING, self.background
         if self._followers:
             self.polls += 1

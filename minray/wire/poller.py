@@ -11,10 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import select
-import selectors
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 IN, OUT, ERR, HUP = 1, 4, 8, 16
 READABLE = IN | ERR | HUP | 2  # 2: EPOLLPRI
@@ -70,8 +69,11 @@ class SelectorPoller:
     """Everywhere else, through the standard library's selectors."""
 
     def __init__(self) -> None:
+        import selectors  # not where there is epoll: a control process starts in some tens of ms
+
+        self._read, self._write = selectors.EVENT_READ, selectors.EVENT_WRITE
         kqueue = getattr(selectors, "KqueueSelector", None)
-        self._selector: selectors.BaseSelector = kqueue() if kqueue else selectors.SelectSelector()
+        self._selector: Any = kqueue() if kqueue else selectors.SelectSelector()
         self.sees_changes = kqueue is not None
 
     def register(self, fd: int, mask: int) -> None:
@@ -89,9 +91,9 @@ class SelectorPoller:
         except (OSError, ValueError, RuntimeError):
             # A descriptor was closed, or the books changed, under a thread that has been ousted meanwhile.
             return []
+        read, write = self._read, self._write
         return [
-            (key.fd, (IN if events & selectors.EVENT_READ else 0) | (OUT if events & selectors.EVENT_WRITE
-            else 0)) for key, events in ready
+            (key.fd, (IN if events & read else 0) | (OUT if events & write else 0)) for key, events in ready
         ]
 
     def fileno(self) -> int:
@@ -103,9 +105,8 @@ class SelectorPoller:
     def close(self) -> None:
         self._selector.close()
 
-    @staticmethod
-    def _events(mask: int) -> int:
-        return (selectors.EVENT_READ if mask & IN else 0) | (selectors.EVENT_WRITE if mask & OUT else 0)
+    def _events(self, mask: int) -> int:
+        return (self._read if mask & IN else 0) | (self._write if mask & OUT else 0)
 
 
 def make_poller(kind: str = "auto") -> Poller:

@@ -49,8 +49,7 @@ _get_ident = threading.get_ident
 
 
 class Waiter:
-    """One wait of one thread. ``done`` is set by ``Reactor.notify``; whoever uses a Waiter again clears
-    it."""
+    """One wait of one thread. ``notify`` sets ``done``; whoever uses a Waiter again clears it."""
 
     __slots__ = ("done", "gate")
 
@@ -63,8 +62,8 @@ class Reactor:
     """See the file's head.
 
     ``token``: the cluster's secret, proved on every connection. ``max_frame``: bytes. ``spin_us``: how long a
-    leader may poll without sleeping where that pays (see spin). ``background``:
-    whether there is a background thread. ``poller``: "auto", or "selectors" to do without epoll.
+    leader may poll without sleeping where that pays (see spin). ``background``: whether there is a background
+    thread. ``poller``: "auto", or "selectors" to do without epoll.
     """
 
     def __init__(
@@ -143,7 +142,11 @@ class Reactor:
         self._check_open()
         transports.split_endpoint(endpoint)
         conn = self._make(handler, endpoint)
-        conn.open_dialling(ClientHandshake(self._token), hello)
+        try:
+            conn.open_dialling(ClientHandshake(self._token), hello)
+        except ValueError:
+            self._check_open()  # it was closed at this moment
+            raise
         return conn
 
     def add_socket(self, sock: socket.socket, handler: Handler) -> Connection:
@@ -160,8 +163,7 @@ class Reactor:
         self.add_io(fd, IN, lambda mask: callback(fd))
 
     def add_io(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
-        """``callback(ready mask)`` on the leader's thread whenever ``fd`` is ready for ``mask`` (see
-        poller)."""
+        """``callback(ready mask)`` on the leader's thread when ``fd`` is ready for ``mask`` (see poller)."""
 
         def entry(ready: int) -> None:
             try:
@@ -221,8 +223,7 @@ class Reactor:
             core.wake()
 
     def set_background_demand(self, wanted: bool) -> None:
-        """Somebody waits who cannot poll (a future): the background thread leads whenever nobody else
-        does."""
+        """Somebody waits who cannot poll (a future): the background thread leads when nobody else does."""
         election = self._election
         election.demand = wanted
         if wanted and election.leader is None and election.background is Background.TICKING:
@@ -247,11 +248,11 @@ class Reactor:
         now = monotonic()
         deadline = None if timeout is None else now + timeout
         main = ident == self._main_ident
-        if main:
-            self._main_waiter = waiter
-            self.main_waiting = True
-        inside.add(ident)
         try:
+            inside.add(ident)
+            if main:
+                self._main_waiter = waiter
+                self.main_waiting = True
             with self._mutex:
                 entry = self._election.enter(waiter)
                 if entry is _FOLLOW:
@@ -328,6 +329,8 @@ class Reactor:
             spin_until = deadline = now + 1e-9  # poll once, without sleeping
         block_at = None if on_block is None else began + BLOCK_S
         while not waiter.done and self._closed is None and not (main and self._interrupt):
+            if core.posts or core.new_timers:  # before the poll: the peer works meanwhile
+                core.housekeep()
             if now < spin_until:
                 events = poll(0, MAX_EVENTS)
             else:
@@ -335,8 +338,6 @@ class Reactor:
                 events = self._poll_asleep(waiter, main, _earlier(deadline, block_at), now)
             if events:
                 core.dispatch(events)
-            if core.posts or core.new_timers:
-                core.housekeep()
             now = monotonic()
             if events:
                 spin_until = now + spin
@@ -366,8 +367,7 @@ class Reactor:
         return events
 
     def poll(self) -> bool:
-        """One round without sleeping, if nobody leads. Cheap: for loops that submit. Returns whether anything
-        came."""
+        """One round without sleeping, if nobody leads. For loops that submit. Whether anything came."""
         ident = _get_ident()
         if ident in self._inside or self._closed is not None:
             return False
@@ -405,8 +405,7 @@ class Reactor:
         return bool(events)
 
     def inside(self) -> bool:
-        """Whether the calling thread is inside the reactor (a handler, or a finalizer that interrupted
-        it)."""
+        """Whether the calling thread is inside the reactor (a handler, or a finalizer in the middle)."""
         return _get_ident() in self._inside
 
     # --- the background thread
@@ -580,8 +579,7 @@ def _locked() -> Any:
 
 
 def _open_gate(gate: Any) -> None:
-    """Let one sleeper through, now or when it comes. Gates count to one: opening an open gate changes
-    nothing."""
+    """Let one sleeper through, now or later. Gates count to one: opening an open one changes nothing."""
     try:
         gate.release()
     except RuntimeError:  # it is open

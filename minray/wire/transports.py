@@ -21,7 +21,7 @@ import re
 import socket
 import threading
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from minray.wire.errors import ConnectionLost, WireError
 
@@ -35,8 +35,7 @@ class EndpointError(WireError, ValueError):
     """An endpoint that cannot be understood, or not used for listening."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dialled:
+class Dialled(NamedTuple):
     """What a dial has come to so far."""
 
     sock: socket.socket | None  # None while ``busy``
@@ -70,8 +69,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 class MemoryNetwork:
-    """Listeners of this process by name. Tests may use one of their own; ``mem:`` endpoints use
-    ``default``."""
+    """Listeners of this process by name. ``mem:`` endpoints use ``default``."""
 
     default: MemoryNetwork
 
@@ -104,8 +102,7 @@ class MemoryNetwork:
 
 
 class MemoryListener:
-    """Has what the reactor uses of a listening socket: fileno, accept, close. Readable while somebody
-    waits."""
+    """Has what the reactor uses of a listening socket: fileno, accept, close."""
 
     def __init__(self, network: MemoryNetwork, name: str) -> None:
         self._network = network
@@ -187,8 +184,7 @@ def endpoint_of(sock: ListeningSocket) -> str:
 
 
 def dial(endpoint: str) -> Dialled:
-    """Begin to connect. Raises EndpointError, or ConnectionLost when it is known at once that nobody is
-    there."""
+    """Begin to connect. Raises EndpointError, or ConnectionLost if nobody is there for sure."""
     kind, rest = split_endpoint(endpoint)
     sock: socket.socket | None = None
     try:

@@ -29,8 +29,7 @@ _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Writer:
-    """See the file's head. ``attach`` comes first, then ``open``; what is queued before ``open`` waits for
-    it."""
+    """See the file's head. ``attach`` comes first, then ``open``: what is queued before waits."""
 
     __slots__ = (
         "_backlog",
@@ -96,8 +95,7 @@ class Writer:
         self._send = sock.send
 
     def write_raw(self, data: bytes) -> bool:
-        """Before ``open``: bytes of the handshake, past the queue. Whether the kernel took them. Raises
-        OSError."""
+        """Before ``open``: the handshake, past the queue. Whether the kernel took it all. Raises OSError."""
         return self._send(data, _NO_SIGNAL) == len(data)
 
     def open(self, first: bytes) -> None:
@@ -120,8 +118,7 @@ class Writer:
         self._dropped = True
 
     def try_close(self) -> bool:
-        """Close the socket unless somebody is writing: the kernel could give its number to another one
-        meanwhile."""
+        """Close, unless somebody writes: the kernel could give the number to another socket."""
         if not self._lock.acquire(False):
             return False
         try:

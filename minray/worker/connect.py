@@ -121,9 +121,9 @@ class Driver(CoreWorker):
 def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
     if options.address is not None:
-        raise NotImplementedError(
-            f"connecting to a running cluster (address={options.address!r}) is not built yet: "
-            "leave address out"
+        raise ConnectionError(
+            f"no running cluster can be reached at address={options.address!r}: this version of minray starts a "
+            "session of its own on this machine, and does not yet join others. Leave address out"
         )
     node = {
         "num_cpus": options.num_cpus,

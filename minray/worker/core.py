@@ -20,13 +20,35 @@ import itertools
 from collections import deque
 from typing import Any
 
-from minray.wire.messages import FETCH, VALUES, ActorUpdate, Address, Died, GiveBack, LeaseGrant
-from minray.wire.messages import LeaseInfeasible, Ready, StreamAck, pack
+from minray.wire.messages import (
+    FETCH,
+    VALUES,
+    ActorUpdate,
+    Address,
+    Died,
+    GiveBack,
+    LeaseGrant,
+    LeaseInfeasible,
+    Ready,
+    StreamAck,
+    pack,
+)
 from minray.worker.actor_calls import ActorCalls, ActorClient
 from minray.worker.owner import TaskManager
 from minray.worker.references import PENDING, ObjectRecord, ReferenceTable
-from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, STREAMING
-from minray.worker.tasks import Function, Stream, Task
+from minray.worker.tasks import (
+    DYNAMIC,
+    ERROR,
+    INLINE,
+    ITEM,
+    MULTI,
+    RETRY,
+    STORED,
+    STREAMING,
+    Function,
+    Stream,
+    Task,
+)
 
 FIRST_RETURN = (1).to_bytes(4, "little")
 FAILURES_KEPT = 100
@@ -85,12 +107,14 @@ class Core:
         if task.actor is None:
             self.owner.add(task)
             if not task.unresolved:
-                self._resolved(task, now)
+                self._resolved(task)
+            return ids
+        if not task.unresolved and task.top is not None:
+            self._fill_top(task)
+        if task.error is None:
+            self.calls.submit(task.actor, task)
         else:
-            actor = task.actor
-            if not task.unresolved and task.top is not None:
-                self._fill_top(task)
-            self.calls.submit(actor, task)
+            self.fail(task, task.error)
         return ids
 
     def _make_returns(self, task: Task) -> list[bytes]:
@@ -119,7 +143,7 @@ class Core:
                     task.unresolved += 1
                     self.when_ready(object_id, record, _Dependency(self, task))
 
-    def _resolved(self, task: Task, now: float) -> None:
+    def _resolved(self, task: Task) -> None:
         """All arguments of an ordinary task are there."""
         if task.top is not None:
             self._fill_top(task)
@@ -127,7 +151,7 @@ class Core:
                 self.owner.tasks.pop(task.seq, None)
                 self.fail(task, task.error)
                 return
-        self.owner.enqueue(task, now)
+        self.owner.enqueue(task)
 
     def _fill_top(self, task: Task) -> None:
         """Put the values (or locations) of the top-level references into the spec."""
@@ -152,6 +176,8 @@ class Core:
         prefix, first = self._prefix, self._first
         touched = None
         for seq, attempt, status, value, exec_ns, retained in results:
+            if retained:
+                self.refs.on_retained(retained)
             if status == ITEM:
                 self._on_item(seq, attempt, value)
                 continue
@@ -160,18 +186,21 @@ class Core:
             else:
                 task = self.calls.take(seq, attempt)
             if task is None:
+                self._reject(seq, status, value)
                 continue
+            if task.actor is None and task.function.key is not touched:
+                if touched is not None:
+                    self.owner.pump(touched)
+                touched = task.function.key
             if status == RETRY:
                 if task.retries != 0 and not task.cancelled:
                     task.retries -= task.retries > 0
                     if task.actor is None:
-                        self.owner.retry(task, now)
+                        self.owner.retry(task)
                     else:
                         self.calls.retry(task)
                     continue
                 status = ERROR
-            if retained:
-                self.refs.on_retained(retained)
             if status == INLINE and task.num_returns == 1 and type(value) is bytes:
                 object_id = prefix + seq.to_bytes(8, "big") + first
                 record = objects.get(object_id)
@@ -185,12 +214,8 @@ class Core:
                 self._outcome(task, status, value)
             if task.nested or task.top is not None:
                 self._unhold_arguments(task)
-            if task.actor is None:
-                key = task.function.key
-                if key.queue or key.leases:
-                    touched = key
         if touched is not None:
-            self.owner.pump(touched, now)
+            self.owner.pump(touched)
 
     def _outcome(self, task: Task, status: int, value: Any) -> None:
         if status == ERROR:
@@ -222,23 +247,45 @@ class Core:
     def complete(self, object_id: bytes, status: int, value: Any) -> None:
         """The object's value (or location, or error) is here."""
         record = self.objects.get(object_id)
-        inner = self._receive(status, value)
         if record is None:
-            for other in inner:  # nobody wants it any more: let go of what came inside
-                self.refs.hold(other)
-            for other in inner:
-                self.refs.unhold(other)
-            if status == STORED:
-                gone = ObjectRecord(None)
-                gone.status, gone.value, gone.shared = STORED, value, True
-                self.effects.append(("freed", object_id, gone))
+            self._discard(object_id, status, value)
             return
+        inner = self._receive(status, value)
         record.status = status
         record.value = value
         record.task = None
         if inner:
             self.refs.set_contains(record, inner)
         self._announce(object_id, record)
+
+    def _reject(self, seq: int, status: int, value: Any) -> None:
+        """An answer to an attempt that was given up, or that nobody waits for: let go of what it brings."""
+        if status == ITEM:
+            index, status, value = value
+            self._discard(self.object_id(seq, 2 + index), status, value)
+        elif status == MULTI:
+            for i, (one_status, one_value) in enumerate(value):
+                self._discard(self.object_id(seq, 1 + i), one_status, one_value)
+        elif status in (INLINE, STORED):
+            self._discard(self.object_id(seq, 1), status, value)
+
+    def _discard(self, object_id: bytes, status: int, value: Any) -> None:
+        """A value of an object of ours that is not wanted. While the object lives, or is being made once more,
+        its end will free this copy, too: the store knows all copies of one object together."""
+        self._let_go_of(status, value)
+        record = self.objects.get(object_id)
+        if status == STORED and (record is None or record.status in (INLINE, ERROR)):
+            gone = ObjectRecord(None)
+            gone.status, gone.value, gone.shared = STORED, value, True
+            self.effects.append(("freed", object_id, gone))
+
+    def _let_go_of(self, status: int, value: Any) -> None:
+        """The references inside a value that is not wanted."""
+        inner = self._receive(status, value)
+        for object_id in inner:
+            self.refs.hold(object_id)
+        for object_id in inner:
+            self.refs.unhold(object_id)
 
     def _receive(self, status: int, value: Any) -> tuple[bytes, ...]:
         if status == ERROR or type(value) is bytes:
@@ -316,14 +363,8 @@ class Core:
         """Borrower: the owner's answers."""
         for object_id, status, value in values:
             record = self.objects.get(object_id)
-            if record is not None and record.status != PENDING:
-                record = None
-            if record is None:
-                inner = self._receive(status, value)
-                for other in inner:
-                    self.refs.hold(other)
-                for other in inner:
-                    self.refs.unhold(other)
+            if record is None or record.status != PENDING:
+                self._let_go_of(status, value)
             else:
                 self.complete(object_id, status, value)
 
@@ -333,14 +374,11 @@ class Core:
         stream = self.streams.get(seq)
         task = self.owner.tasks.get(seq) or self.calls.tasks.get(seq)
         index, status, item = value
-        if task is None or task.attempt != attempt or stream is None:
-            inner = self._receive(status, item)
-            for other in inner:
-                self.refs.hold(other)
-                self.refs.unhold(other)
+        if task is None or task.attempt != attempt or stream is None or index < stream.produced:
+            self._reject(seq, ITEM, value)
+            if stream is not None and task is not None and task.attempt == attempt:
+                self._acknowledge(stream, task)  # a retried generator repeats itself, and must not wait
             return
-        if index < stream.produced:
-            return  # a retried generator repeats itself
         self._make_item(stream, status, item)
         if stream.abandoned:
             self._discard_items(stream)
@@ -388,14 +426,20 @@ class Core:
         record.held -= 1
         stream.consumed += 1
         task = self.owner.tasks.get(stream.seq) or self.calls.tasks.get(stream.seq)
-        if task is not None and self._has_backpressure(task):
-            ack = pack(StreamAck(stream.seq, task.attempt, stream.consumed))
-            target = task.lease.worker if task.lease is not None else None
-            if task.actor is not None:
-                target = task.actor.address
-            if target is not None:
-                self.effects.append(("send", target, ack))
+        if task is not None:
+            self._acknowledge(stream, task)
         return object_id
+
+    def _acknowledge(self, stream: Stream, task: Task) -> None:
+        """Tell the producer how far the consumer is."""
+        if not self._has_backpressure(task):
+            return
+        target = task.lease.worker if task.lease is not None else None
+        if task.actor is not None:
+            target = task.actor.address
+        if target is not None:
+            ack = pack(StreamAck(stream.seq, task.attempt, stream.consumed))
+            self.effects.append(("send", target, ack))
 
     @staticmethod
     def _has_backpressure(task: Task) -> bool:
@@ -442,7 +486,7 @@ class Core:
         self.owner.on_give_back(msg, now)
 
     def on_ready(self, msg: Ready, now: float) -> None:
-        self.owner.on_ready(msg.lease_no, now)
+        self.owner.on_ready(msg.lease_no)
 
     def on_infeasible(self, msg: LeaseInfeasible) -> None:
         if msg.fatal:
@@ -451,12 +495,24 @@ class Core:
     def on_actor_update(self, msg: ActorUpdate) -> None:
         self.calls.on_update(msg)
 
+    def on_peer_lost(self, worker_id: bytes) -> None:
+        """The connection to that process is gone."""
+        self.owner.on_peer_lost(worker_id)
+        self.calls.on_peer_lost(worker_id)
+
+    def on_timer(self, what: str, number: int, now: float) -> None:
+        """A timer that an effect asked for."""
+        if what == "idle":
+            self.owner.on_idle_timer(number, now)
+        elif what == "steal":
+            self.owner.on_steal_timer(number)
+        else:
+            self.calls.on_timer(number)
+
     def on_died(self, msg: Died, now: float) -> None:
         """A process that we watch, or whose lease we hold, is gone."""
         if msg.lease_no >= 0:
-            self.owner.on_worker_died(
-                msg.lease_no, (msg.running_seq, msg.running_attempt), msg.cause, now
-            )
+            self.owner.on_worker_died(msg.lease_no, (msg.running_seq, msg.running_attempt), msg.cause, now)
         self.owner.on_death(msg.worker_id, msg.cause, now)
         self.dead.add(msg.worker_id)
         for object_id in self.refs.on_death(msg.worker_id):
@@ -491,10 +547,12 @@ class _Dependency:
                 core._fill_top(task)
                 core.calls.on_resolved(task)
         elif task.seq in core.owner.tasks and task.unresolved == 0:
-            core._resolved(task, 0.0)
+            core._resolved(task)
 
 
-def new_actor_client(core: Core, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool) -> ActorClient:
+def new_actor_client(
+    core: Core, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool
+) -> ActorClient:
     """The client record of an actor, made once per process."""
     client = core.calls.actors.get(actor_id)
     if client is None:

@@ -58,7 +58,6 @@ class Executor:
         self._waiter: Waiter | None = None
         self._name = ""
         self._leave: Callable[[], None] | None = None  # what to do instead of the next task
-        self._main = threading.main_thread().ident
         for cls, handler in (
             (LeaseConfirm, lambda _c, m: self._confirmed(m)),
             (LeaseRevoke, lambda _c, m: self.queue.on_revoke(m.lease_no)),
@@ -202,6 +201,7 @@ class Executor:
         with rt.lock:
             self.caller.finish(running, status, value, exec_ns, scope)
             self.running = None
+            self.queue.unblock()  # a thread that the task has left behind may still wait
             if once:
                 self.outbox.flush()
             if queue_must_flush(self.queue):
@@ -251,22 +251,30 @@ class Executor:
 
     def wait(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
         """A wait of user code: give tasks and CPUs away if it takes longer than about a millisecond."""
-        if threading.get_ident() != self._main or self.running is None:
+        running = self.running
+        if running is None:
             return wait(waiter, timeout)
-        rt = self.rt
-        try:
-            return wait(waiter, timeout, on_block=self._block)
-        finally:
-            if self.queue.blocked:
-                with rt.lock:
-                    self.queue.unblock()
-                    rt.leave()
+        blocked = False
 
-    def _block(self) -> None:
-        with self.rt.lock:
-            self.outbox.flush()
-            self.queue.block()
-            self.rt.leave()
+        def block() -> None:
+            nonlocal blocked
+            with self.rt.lock:
+                if self.running is running:
+                    blocked = True
+                    running.blocked_threads += 1
+                    self.outbox.flush()
+                    self.queue.block()
+                    self.rt.leave()
+
+        try:
+            return wait(waiter, timeout, on_block=block)
+        finally:
+            if blocked:
+                with self.rt.lock:
+                    running.blocked_threads -= 1
+                    if self.running is running and running.blocked_threads == 0:
+                        self.queue.unblock()
+                        self.rt.leave()
 
     def flush(self) -> None:
         """Reactor, when its background thread takes over: user code is busy, results must not wait."""

@@ -262,10 +262,7 @@ class Link:
 
     def _on_timer(self, what: str, number: int) -> None:
         with self.lock:
-            if what == "idle":
-                self.core.owner.on_idle_timer(number, monotonic())
-            else:
-                self.core.owner.on_steal_timer(number)
+            self.core.on_timer(what, number, monotonic())
             self.leave()
 
     # -- requests ------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ straight to the leased workers, and takes results from them. The scheduler is no
 
 Invariants: a task is in exactly one place (waiting for arguments, in its key's queue, or in flight in
 one lease); an answer counts only for the attempt that is current; only tasks that a worker names as
-given back move; a task is charged a retry only if its attempt may have started.
+given back move; a task is charged a retry only if its attempt may have started; what a dead worker had
+answered counts: its lease is buried when its connection has been read to the end.
 
 Called by worker.core. Effects: ``("send", address, tuple)``, ``("node", Message)``,
 ``("timer", seconds, what, key number)``.
@@ -31,6 +32,8 @@ from minray.wire.messages import (
 from minray.worker.tasks import Function, Lease, SchedulingKey, Task
 
 STEAL_AFTER_S = 0.003
+LAST_WORDS_S = 0.5  # how long a dead worker's connection may take to end
+UNREACHABLE_S = 2.0  # how long a worker without a connection may take to be dead
 UNFLOODED = 1024  # demands beyond this are not refined: no node has more workers to give
 
 
@@ -60,7 +63,7 @@ class TaskManager:
         """A task whose arguments may still be missing (``unresolved`` > 0)."""
         self.tasks[task.seq] = task
 
-    def enqueue(self, task: Task, now: float) -> None:
+    def enqueue(self, task: Task) -> None:
         """All its arguments are there: it may run."""
         key: SchedulingKey = task.function.key
         key.queue.append(task)
@@ -68,13 +71,13 @@ class TaskManager:
         waiting = len(key.queue)
         if waiting == 1 or waiting % 32 == 0:
             # A queue that was not empty had no idle worker; the next result, or the 32nd, pumps it.
-            self.pump(key, now)
+            self.pump(key)
         elif key.told < key.unfinished and key.told < UNFLOODED:
             self._demand(key)
 
     # -- dispatch ----------------------------------------------------------------------------------
 
-    def pump(self, key: SchedulingKey, now: float) -> None:
+    def pump(self, key: SchedulingKey) -> None:
         """Send what can be sent, and keep the node's idea of our demand true."""
         queue = key.queue
         if queue and key.leases:
@@ -122,14 +125,10 @@ class TaskManager:
             key.told = 0
         else:
             return
-        self.effects.append(
-            (
-                "node",
-                LeaseDemand(
-                    key.number, key.told, key.resources, key.depth, key.strategy, key.env_vars, key.description
-                ),
-            )
+        demand = LeaseDemand(
+            key.number, key.told, key.resources, key.depth, key.strategy, key.env_vars, key.description
         )
+        self.effects.append(("node", demand))
 
     def _consider_stealing(self, key: SchedulingKey) -> None:
         idle = busy = False
@@ -166,7 +165,7 @@ class TaskManager:
         lease = Lease(grant.lease_no, grant.worker, key, now)
         self.leases[grant.lease_no] = lease
         key.leases[grant.lease_no] = lease
-        self.pump(key, now)
+        self.pump(key)
         self._arm_idle(key)
 
     def _arm_idle(self, key: SchedulingKey) -> None:
@@ -175,17 +174,35 @@ class TaskManager:
             self.effects.append(("timer", self._lease_idle_s, "idle", key.number))
 
     def on_idle_timer(self, number: int, now: float) -> None:
-        """Return the leases that have been idle for a while."""
+        """Return the leases that have been idle for a while; see to those of whom nothing is heard."""
         key = self.keys[number]
         key.idle_timer = False
         for lease in list(key.leases.values()):
-            if lease.inflight or lease.closed or lease.broken:
+            if lease.death is not None or lease.broken:
+                self._on_silence(lease, now)
+            elif lease.inflight or lease.closed:
                 continue
-            if now - lease.idle_since >= self._lease_idle_s * 0.9:
+            elif now - lease.idle_since >= self._lease_idle_s * 0.9:
                 self._drop_lease(lease)
                 self.effects.append(("node", LeaseReturn(lease.lease_no, False)))
-        if any(not x.inflight for x in key.leases.values()):
+        if any(not x.inflight or x.broken or x.death is not None for x in key.leases.values()):
             self._arm_idle(key)
+
+    def _on_silence(self, lease: Lease, now: float) -> None:
+        """A worker is dead but its connection did not end, or the other way round: do not wait for ever."""
+        since = lease.doubted_since
+        if since is None:
+            lease.doubted_since = now
+        elif lease.death is not None:
+            if now - since >= LAST_WORDS_S:
+                self._bury(lease)
+        elif now - since >= UNREACHABLE_S:
+            if lease.warned:  # the node does not know this lease any more
+                lease.death = (None, {"text": "the connection to its worker was lost"})
+                self._bury(lease)
+            else:
+                lease.warned, lease.doubted_since = True, now
+                self.effects.append(("node", KillWorker(lease.lease_no)))
 
     def _drop_lease(self, lease: Lease) -> None:
         self.leases.pop(lease.lease_no, None)
@@ -211,22 +228,27 @@ class TaskManager:
             key.told = min(key.told, len(key.leases))  # ask anew
             if key.retires:
                 self.effects.append(("node", LeaseReturn(lease.lease_no, True)))
-            self._requeue_charged(lease, key)
+            # Whatever the worker had started is answered by now, so the rest was sent too late: it will
+            # bounce without having started.
+            back += lease.inflight.values()
+            lease.inflight.clear()
+        elif lease.inflight:
+            if lease.doomed is not None:
+                self._kill_doomed(lease)
+        elif lease.death is not None:
+            self._bury(lease)
+        else:
+            lease.idle_since = now
+            self._arm_idle(key)
         self._requeue(key, back)
-        self.pump(key, now)
+        self.pump(key)
 
-    def _requeue_charged(self, lease: Lease, key: SchedulingKey) -> None:
-        """A lease that ended leaves nothing in flight: its worker answers or returns each task."""
-        for task in list(lease.inflight.values()):
-            del lease.inflight[task.seq]
-            self._requeue(key, [task])
-
-    def on_ready(self, lease_no: int, now: float) -> None:
+    def on_ready(self, lease_no: int) -> None:
         """A blocked worker goes on."""
         lease = self.leases.get(lease_no)
-        if lease is not None:
+        if lease is not None and not lease.broken and lease.death is None:
             lease.closed = False
-            self.pump(lease.key, now)
+            self.pump(lease.key)
 
     def _requeue(self, key: SchedulingKey, tasks: list[Task]) -> None:
         for task in reversed(tasks):
@@ -259,13 +281,17 @@ class TaskManager:
             lease.idle_since = now
             if not key.idle_timer:
                 self._arm_idle(key)
+            if lease.death is not None:
+                self._bury(lease)
+        elif lease.doomed is not None:
+            self._kill_doomed(lease)
         return task
 
-    def retry(self, task: Task, now: float) -> None:
+    def retry(self, task: Task) -> None:
         """Run a task that ``take`` returned once more (an exception of retry_exceptions)."""
         task.attempt += 1
         self.tasks[task.seq] = task
-        self.enqueue(task, now)
+        self.enqueue(task)
 
     def forget(self, task: Task) -> None:
         """It will not be answered from a lease any more."""
@@ -279,34 +305,67 @@ class TaskManager:
 
     # -- death and cancel --------------------------------------------------------------------------
 
-    def on_worker_died(self, lease_no: int, running: tuple[int, int], cause: dict[str, Any], now: float) -> None:
-        """The worker of that lease is gone. ``running``: the last (seq, attempt) that it started."""
+    def on_worker_died(
+        self, lease_no: int, running: tuple[int, int] | None, cause: dict[str, Any], now: float
+    ) -> None:
+        """The worker of that lease is gone. ``running``: the last (seq, attempt) that it started; None: any
+        may have started. Answers that it had sent may still be unread: they come before the connection's end.
+        """
         lease = self.leases.get(lease_no)
-        if lease is None:
+        if lease is None or lease.death is not None:
             return
+        lease.closed = True
+        lease.death = (running, cause)
+        if lease.broken or not lease.inflight:
+            self._bury(lease)
+        else:
+            lease.doubted_since = now
+            self._arm_idle(lease.key)
+
+    def on_peer_lost(self, worker_id: bytes) -> None:
+        """The connection to a worker is gone; whether it is dead, the node will say."""
+        self._sent_functions.pop(worker_id, None)
+        for lease in [x for x in self.leases.values() if x.worker[1] == worker_id and not x.broken]:
+            lease.broken = lease.closed = True
+            if lease.death is not None:
+                self._bury(lease)
+            else:
+                self.effects.append(("watch", worker_id))
+                self._arm_idle(lease.key)
+
+    def on_death(self, worker_id: bytes, cause: dict[str, Any], now: float) -> None:
+        """A watched process is dead. A lease that we still hold on it is over at the node already, so its
+        worker had finished, or given back, all of it: what we did not hear of may have run."""
+        for lease in [x for x in self.leases.values() if x.worker[1] == worker_id]:
+            self.on_worker_died(lease.lease_no, None, cause, now)
+
+    def _bury(self, lease: Lease) -> None:
+        """The last word of a dead worker is heard: retry or fail what it leaves."""
+        assert lease.death is not None
+        running, cause = lease.death
         self._drop_lease(lease)
         self._sent_functions.pop(lease.worker[1], None)
         key = lease.key
         key.told = min(key.told, len(key.leases))
         batch = list(lease.inflight.values())
+        lease.inflight.clear()
+        # Answers come in the order of starts: if the last one started is answered, the rest never started.
         started = next((i for i, t in enumerate(batch) if (t.seq, t.attempt) == running), -1)
-        free = []
-        for i, task in enumerate(batch):
-            if i > started:
-                del lease.inflight[task.seq]
-                free.append(task)
-            elif task.cancelled:
-                self.forget(task)
-                self._finish(task, ("cancelled", task.name))
-            elif task.retries == 0:
-                self.forget(task)
-                self._finish(task, ("crashed", task.name, cause))
+        if running is None:
+            started = len(batch) - 1
+        charged: list[Task] = []
+        failed: list[Task] = []
+        for task in batch[: started + 1]:
+            if task.retries == 0 and not task.cancelled:
+                failed.append(task)
             else:
                 task.retries -= task.retries > 0
-                del lease.inflight[task.seq]
-                free.append(task)
-        self._requeue(key, free)
-        self.pump(key, now)
+                charged.append(task)
+        self._requeue(key, charged + batch[started + 1 :])
+        for task in failed:
+            self.forget(task)
+            self._finish(task, ("crashed", task.name, cause))
+        self.pump(key)
 
     def on_infeasible(self, number: int, text: str) -> None:
         """No node can ever hold this key's tasks: fail them."""
@@ -324,30 +383,25 @@ class TaskManager:
         task.cancelled = True
         lease = task.lease
         if lease is None:
+            key: SchedulingKey = task.function.key
             if task.unresolved == 0:
-                task.function.key.queue.remove(task)
+                key.queue.remove(task)
             self.forget(task)
             self._finish(task, ("cancelled", task.name))
-        elif force:
+            self._demand(key)
+        elif force and next(iter(lease.inflight.values())) is task:
             self.effects.append(("node", KillWorker(lease.lease_no)))
         else:
+            if force:  # another one runs there now: that is not to be killed
+                lease.doomed = {task.seq, *(lease.doomed or ())}
             self.effects.append(("send", lease.worker, pack(Cancel(task.seq, task.attempt, recursive))))
 
-    def on_peer_lost(self, worker_id: bytes) -> None:
-        """The connection to a worker is gone; whether it is dead, the node will say."""
-        self._sent_functions.pop(worker_id, None)
-        for lease in self.leases.values():
-            if lease.worker[1] == worker_id:
-                lease.broken = lease.closed = True
-                self.effects.append(("watch", worker_id))
-
-    def on_death(self, worker_id: bytes, cause: dict[str, Any], now: float) -> None:
-        """A watched process is dead. A lease that we still hold on it is over at the node already, so its
-        worker had finished, or given back, all of it: what we did not hear of may have run."""
-        for lease in [x for x in self.leases.values() if x.worker[1] == worker_id]:
-            last = next(reversed(lease.inflight.values()), None)
-            running = (last.seq, last.attempt) if last is not None else (-1, -1)
-            self.on_worker_died(lease.lease_no, running, cause, now)
+    def _kill_doomed(self, lease: Lease) -> None:
+        """If the first in flight, which runs or ran last, is to be cancelled by force: do it now."""
+        assert lease.doomed is not None
+        if next(iter(lease.inflight), None) in lease.doomed:
+            lease.doomed = None
+            self.effects.append(("node", KillWorker(lease.lease_no)))
 
     # -- invariants --------------------------------------------------------------------------------
 
@@ -363,6 +417,8 @@ class TaskManager:
                 count += 1
             for lease in key.leases.values():
                 assert self.leases.get(lease.lease_no) is lease
+                assert lease.closed or not (lease.broken or lease.death), f"lease {lease.lease_no} is open"
+                assert lease.inflight or lease.death is None, f"lease {lease.lease_no} is not buried"
                 for seq, task in lease.inflight.items():
                     assert seq not in seen, f"task {seq} is in two places"
                     assert task.lease is lease and task.seq == seq

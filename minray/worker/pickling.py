@@ -55,7 +55,9 @@ def importable(name: str) -> bool:
     """Whether a worker that imports ``name`` gets the module that is loaded here under this name."""
     known = _importable.get(name)
     if known is None:
-        known = _importable[name] = _find_out(name)
+        known = _find_out(name)
+        if name in sys.modules:
+            _importable[name] = known
     return known
 
 

@@ -16,6 +16,7 @@ class Running:
 
     __slots__ = (
         "attempt",
+        "blocked_threads",
         "cancelled",
         "consumed",
         "extra",
@@ -37,6 +38,7 @@ class Running:
         self.method = method  # "" for a task
         self.extra: dict[str, Any] = extra or {}
         self.cancelled = False
+        self.blocked_threads = 0  # of a task: how many of its threads wait inside the runtime
         self.task: Any = None  # the asyncio task, in asyncio actors
         self.consumed = 0  # of a streaming generator with backpressure
         self.waiter: Any = None  # whoever waits for ``consumed`` to grow

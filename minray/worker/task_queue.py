@@ -6,7 +6,8 @@ the user code waits inside the runtime (block), or because the node wants the wo
 a task has started is decided here and nowhere else, under the lock of the process.
 
 Invariants: specs of a lease older than the confirmed one bounce; of a younger one are kept until the node
-confirms it; while blocked nothing is kept; what is given back is named and has not started.
+confirms it; while blocked nothing is kept; what is given back is named and has not started; what has
+started is answered (``flush``) before the owner hears that the lease is over.
 
 Called by worker.executor. Effects: ``("send", owner address, tuple)``, ``("node", Message)``.
 """
@@ -14,6 +15,7 @@ Called by worker.executor. Effects: ``("send", owner address, tuple)``, ``("node
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from minray.wire.messages import (
@@ -31,10 +33,12 @@ Spec = tuple[Any, ...]
 
 
 class TaskQueue:
-    """The tasks of the current lease. ``running`` is the spec that user code works on, or None."""
+    """The tasks of the current lease. ``running`` is the spec that user code works on, or None. ``flush``
+    sends results that have been kept back for a batch."""
 
-    def __init__(self, effects: list[tuple[Any, ...]]) -> None:
+    def __init__(self, effects: list[tuple[Any, ...]], flush: Callable[[], None] = lambda: None) -> None:
         self.effects = effects
+        self._flush = flush
         self.lease_no = -1
         self.owner: Address | None = None
         self.queue: deque[Spec] = deque()
@@ -42,7 +46,7 @@ class TaskQueue:
         self.blocked = False
         self.ended = True  # the lease is over, here
         self._revoked = False
-        self._early: list[tuple[Address, int, list[Spec]]] = []
+        self._early: dict[int, tuple[Address, deque[Spec]]] = {}  # by lease: not confirmed yet
 
     def on_confirm(self, msg: LeaseConfirm) -> None:
         """The node says whom this worker serves from now on."""
@@ -50,19 +54,18 @@ class TaskQueue:
         self.owner = msg.owner
         self.ended = False
         self._revoked = False
-        early, self._early = self._early, []
-        for owner, lease_no, specs in early:
-            self.on_tasks(owner, lease_no, specs)
+        early, self._early = self._early, {}
+        for lease_no, (owner, specs) in early.items():
+            self.on_tasks(owner, lease_no, list(specs))
 
     def on_tasks(self, owner: Address, lease_no: int, specs: list[Spec]) -> None:
         """A batch from an owner."""
         if lease_no > self.lease_no:
-            self._early.append((owner, lease_no, specs))
+            self._early.setdefault(lease_no, (owner, deque()))[1].extend(specs)
         elif lease_no < self.lease_no or self.ended or self._revoked:
-            over = lease_no < self.lease_no or self.ended
-            self._give_back(owner, lease_no, specs, ended=over, blocked=False)
+            self._give_back(owner, lease_no, specs, ended=lease_no < self.lease_no or self.ended)
         elif self.blocked:
-            self._give_back(owner, lease_no, specs, ended=False, blocked=True)
+            self._give_back(owner, lease_no, specs, ended=False)
         else:
             self.queue.extend(specs)
 
@@ -76,16 +79,17 @@ class TaskQueue:
     def finish(self) -> None:
         """The running task's result is on its way."""
         self.running = None
-        if self._revoked:
+        if self._revoked and not self.ended:
             self._end()
 
     def on_steal(self, lease_no: int, count: int) -> None:
-        """The owner has an idle worker: give back from the tail."""
-        if lease_no != self.lease_no or self.owner is None or self.ended:
+        """The owner has an idle worker: give back from the tail. Answered also if there is nothing."""
+        owner, specs = self._early.get(lease_no, (self.owner, self.queue))
+        if owner is None or (specs is self.queue and (self.ended or lease_no != self.lease_no)):
             return
-        back = [self.queue.pop() for _ in range(min(count, len(self.queue)))]
+        back = [specs.pop() for _ in range(min(count, len(specs)))]
         back.reverse()
-        self._give_back(self.owner, lease_no, back, ended=False, blocked=self.blocked)
+        self._give_back(owner, lease_no, back, ended=False)
 
     def on_revoke(self, lease_no: int) -> None:
         """The node wants the worker for somebody else."""
@@ -97,10 +101,11 @@ class TaskQueue:
         elif self.queue and self.owner is not None:
             back = list(self.queue)
             self.queue.clear()
-            self._give_back(self.owner, lease_no, back, ended=False, blocked=self.blocked)
+            self._give_back(self.owner, lease_no, back, ended=False)
 
     def end(self) -> None:
-        """The worker itself ends the lease (max_calls); the owner returns it to the node."""
+        """The worker itself ends the lease (max_calls); the owner returns it to the node. Before ``finish``,
+        which would end a revoked lease without its owner's help."""
         if not self.ended:
             self._end(tell_node=False)
 
@@ -111,7 +116,7 @@ class TaskQueue:
         self.blocked = True
         back = list(self.queue)
         self.queue.clear()
-        self._give_back(self.owner, self.lease_no, back, ended=False, blocked=True)
+        self._give_back(self.owner, self.lease_no, back, ended=False)
         self.effects.append(("node", Blocked(self.lease_no)))
 
     def unblock(self) -> None:
@@ -123,40 +128,44 @@ class TaskQueue:
         if not self._revoked:
             self.effects.append(("send", self.owner, pack(Ready(self.lease_no))))
 
-    def remove(self, seq: int, attempt: int) -> Spec | None:
-        """Cancel: the spec, if it has not started."""
-        for i, spec in enumerate(self.queue):
-            if spec[0] == seq and spec[1] == attempt:
-                del self.queue[i]
-                return spec
+    def remove(self, seq: int, attempt: int, owner_id: bytes | None = None) -> Spec | None:
+        """Cancel: the spec, if it is in the queue and has not started. (Numbers are unique per owner only.)
+
+        What came before the node's confirmation is given back instead: its owner knows that it is cancelled.
+        """
+        if owner_id is None or (self.owner is not None and self.owner[1] == owner_id):
+            for i, spec in enumerate(self.queue):
+                if spec[0] == seq and spec[1] == attempt:
+                    del self.queue[i]
+                    return spec
+        for lease_no, (owner, specs) in self._early.items():
+            if owner_id is None or owner[1] == owner_id:
+                for i, spec in enumerate(specs):
+                    if spec[0] == seq and spec[1] == attempt:
+                        del specs[i]
+                        self._give_back(owner, lease_no, [spec], ended=False)
+                        return None
         return None
 
-    def on_owner_died(self, worker_id: bytes) -> bool:
-        """Forget the tasks of a dead owner. True: one of them is running."""
-        self._early = [e for e in self._early if e[0][1] != worker_id]
-        if self.owner is None or self.owner[1] != worker_id:
-            return False
-        self.queue.clear()
-        return self.running is not None
-
     def _end(self, *, tell_node: bool = True) -> None:
+        self._flush()
         self.ended = True
         self.blocked = False
         back = list(self.queue)
         self.queue.clear()
         if self.owner is not None:
-            self._give_back(self.owner, self.lease_no, back, ended=True, blocked=False)
+            self._give_back(self.owner, self.lease_no, back, ended=True)
         if tell_node:
             self.effects.append(("node", LeaseEnded(self.lease_no)))
 
-    def _give_back(
-        self, owner: Address, lease_no: int, specs: list[Spec], *, ended: bool, blocked: bool
-    ) -> None:
+    def _give_back(self, owner: Address, lease_no: int, specs: list[Spec], *, ended: bool) -> None:
+        """``blocked`` in the message: nothing more is welcome (until Ready; after a revocation, ever)."""
         named = [(spec[0], spec[1]) for spec in specs]
+        blocked = not ended and lease_no == self.lease_no and (self.blocked or self._revoked)
         self.effects.append(("send", owner, pack(GiveBack(lease_no, named, ended, blocked))))
 
     def check_invariants(self) -> None:
         """Raise AssertionError on a state that must not be."""
         assert not (self.blocked and self.queue), "a blocked worker keeps tasks"
         assert not (self.ended and self.queue), "tasks of a lease that is over"
-        assert all(lease_no > self.lease_no for _, lease_no, _ in self._early)
+        assert all(lease_no > self.lease_no for lease_no in self._early)

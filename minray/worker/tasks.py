@@ -135,18 +135,38 @@ class Stream:
         return self.total is not None and self.consumed >= self.total
 
 
+Death = tuple[tuple[int, int] | None, dict[str, Any]]  # (seq, attempt) that ran last, or unknown; the cause
+
+
 class Lease:
     """A worker that serves this owner, for one scheduling key."""
 
-    __slots__ = ("broken", "closed", "idle_since", "inflight", "key", "lease_no", "stealing", "worker")
+    __slots__ = (
+        "broken",
+        "closed",
+        "death",
+        "doomed",
+        "doubted_since",
+        "idle_since",
+        "inflight",
+        "key",
+        "lease_no",
+        "stealing",
+        "warned",
+        "worker",
+    )
 
     def __init__(self, lease_no: int, worker: Address, key: SchedulingKey, now: float) -> None:
         self.lease_no = lease_no
         self.worker = worker
         self.key = key
         self.inflight: dict[int, Task] = {}  # in the order of dispatch
-        self.closed = False  # the worker waits inside the runtime: send nothing
+        self.closed = False  # the worker waits inside the runtime, or is to end: send nothing
         self.broken = False  # its connection is gone; Died will follow
+        self.death: Death | None = None  # it is dead
+        self.doubted_since: float | None = None  # since when broken without death, or dead but not broken
+        self.warned = False  # its node was asked to end the worker, because we cannot reach it
+        self.doomed: set[int] | None = None  # to be killed for, as soon as they are the first in flight
         self.stealing = False
         self.idle_since = now
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from .target import IS_LOCAL, IS_RAY, Gate, make_gate_keeper, start, stop
 
 PHASE_LIMIT_S = 60
+_stderr = 2  # the real one, not what pytest captures: stacks of a hang have to be seen
 
 
 class TestHang(BaseException):
@@ -37,7 +39,7 @@ def hang_guard(name: str) -> Iterator[None]:
 
     previous = signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(PHASE_LIMIT_S)
-    faulthandler.dump_traceback_later(2 * PHASE_LIMIT_S, exit=True)
+    faulthandler.dump_traceback_later(2 * PHASE_LIMIT_S, exit=True, file=_stderr)
     try:
         yield
     finally:
@@ -65,6 +67,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global _stderr
+    if fault_handler_stderr_fd_key in config.stash:
+        _stderr = config.stash[fault_handler_stderr_fd_key]
     if IS_RAY:
         config.addinivalue_line("filterwarnings", "ignore")
 

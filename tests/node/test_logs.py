@@ -113,6 +113,8 @@ def test_a_marker_in_the_pipe_names_exactly_what_follows(bench: Bench) -> None:
         ("h", ["of h"]),
     ]
     assert bench.hub.name(1) == "beside"
+    (path,) = bench.folder.glob("*.out")
+    assert path.read_text() == "of f\nno newlineof g\nof h\n", "the file is as the user wrote it"
 
 
 def test_a_name_said_beside_the_pipe_is_believed(bench: Bench) -> None:

@@ -390,7 +390,7 @@ def test_lines_reach_the_driver_and_acks_give_credit(bench: Bench) -> None:
     pipe = bench.node.logs._sources[1].pipes[0]
     os.write(pipe.fd, b"hello\nworld\n")
     assert driver.take(LogLines) == LogLines(4001, "worker", False, ["hello", "world"])
-    assert bench.node.logs._under_way == {JOB: 12}
+    wait_for(lambda: bench.node.logs._under_way == {JOB: 12})
     driver.send(LogAck(12))
     wait_for(lambda: bench.node.logs._under_way == {JOB: 0})
 

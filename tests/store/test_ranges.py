@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minray.store import ranges as rg
 
-RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda t: (min(t), max(t))), max_size=6)
+RANGES = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda t: (min(t), max(t))), max_size=6
+)
 
 
 def numbers(ranges: list[rg.Range]) -> set[int]:
@@ -15,7 +19,7 @@ def numbers(ranges: list[rg.Range]) -> set[int]:
 
 
 def is_normal(ranges: list[rg.Range]) -> bool:
-    return all(a < b for a, b in ranges) and all(x[1] < y[0] for x, y in zip(ranges, ranges[1:], strict=False))
+    return all(a < b for a, b in ranges) and all(x[1] < y[0] for x, y in itertools.pairwise(ranges))
 
 
 @given(RANGES, RANGES)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minray.store import mapping, segments as module
+from minray.store import mapping
+from minray.store import segments as module
 from minray.store.errors import SegmentGone, StoreError
 from minray.store.journal import Journal
 from minray.store.mapping import SegmentMap
@@ -165,7 +166,9 @@ def test_cold_then_known_then_warm(
     # all three kinds of bytes in one write
     opened.write(2 * MIB + 5, b"x" * (2 * MIB - 5))
     assert marks(opened) == (3 * MIB, 4 * MIB)
-    assert bytes(opened.view(2 * MIB, 2 * MIB)) == data[::-1].tobytes()[2 * MIB : 2 * MIB + 5] + b"x" * (2 * MIB - 5)
+    assert bytes(opened.view(2 * MIB, 2 * MIB)) == data[::-1].tobytes()[2 * MIB : 2 * MIB + 5] + b"x" * (
+        2 * MIB - 5
+    )
     opened.close()
 
 
@@ -202,9 +205,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_marks(
     opened.close()
 
 
-def test_short_writes_are_continued(
-    segments: Segments, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_writes_are_continued(segments: Segments, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     segments.create(name, MIB)
     opened = segments.open(name, MIB, writable=True)
     if opened._fd < 0:

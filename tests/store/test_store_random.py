@@ -6,6 +6,7 @@ somebody's view. Messages of different processes overtake each other, processes 
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from typing import Any
 
@@ -55,7 +56,7 @@ class _View:
     def split(self, cuts: list[int]) -> None:
         assert self.whole is not None
         edges = sorted({0, self.what.size, *(cut % (self.what.size + 1) for cut in cuts)})
-        spans = list(zip(edges, edges[1:], strict=False))
+        spans = list(itertools.pairwise(edges))
         if not spans:
             return
         self.hold.also_parts(spans)
@@ -75,7 +76,11 @@ class StoreMachine(RuleBasedStateMachine):
     def start(self, seed: int, grace: float) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(
-            choose("auto", self.folder.name), capacity=1024 * KIB, extent_size=128 * KIB, grace_s=grace, seed=seed
+            choose("auto", self.folder.name),
+            capacity=1024 * KIB,
+            extent_size=128 * KIB,
+            grace_s=grace,
+            seed=seed,
         )
         self.clients: list[StoreClient] = []
         self.objects: list[_Object] = []
@@ -97,7 +102,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), size=st.one_of(st.integers(0, 3000), st.integers(3000, 300_000)))
     def write(self, data: st.DataObject, size: int) -> None:
-        self._write(self.pick(data, self.clients), self.pick(data, self.clients), size, data.draw(st.booleans()))
+        self._write(
+            self.pick(data, self.clients), self.pick(data, self.clients), size, data.draw(st.booleans())
+        )
 
     def _write(self, writer: StoreClient, owner: StoreClient, size: int, may_wait: bool) -> None:
         self.count += 1

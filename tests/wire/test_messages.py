@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, fields
-
 import pytest
 
 from minray.wire import messages as m
@@ -15,12 +13,12 @@ ALL = sorted(m._REGISTRY.items())
 
 @pytest.mark.parametrize("cls", [cls for _, cls in ALL], ids=lambda cls: cls.__name__)
 def test_round_trip(cls: type[m.Message]) -> None:
-    message = cls(*(f"value {i}" for i in range(len(fields(cls)))))
+    message = cls(*(f"value {i}" for i in range(len(m._FIELDS[cls.TAG]))))
     assert m.unpack(decode(encode(m.pack(message)))) == message
     with pytest.raises(ProtocolError):
         m.unpack((*m.pack(message), "one too many"))
-    with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
-        message.TAG = 5  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        message.anything = 5  # type: ignore[attr-defined]
 
 
 def test_hot_tags_are_no_control_messages() -> None:
