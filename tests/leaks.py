@@ -53,8 +53,11 @@ def _descriptors() -> dict[str, str]:
 
 
 def _segments() -> dict[str, str]:
+    """Those of a session whose folder is there are that session's business (it may be somebody else's)."""
     folder = Path("/dev/shm")
-    return {p.name: str(p) for p in folder.iterdir()} if folder.is_dir() else {}
+    prefixes = tuple(name[2:] for name in _sessions() if name.startswith("s_"))
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return {name: f"/dev/shm/{name}" for name in names if not prefixes or not name.startswith(prefixes)}
 
 
 def _sessions() -> dict[str, str]:

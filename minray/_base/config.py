@@ -56,6 +56,10 @@ BLAS_THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 
+# glibc gives freed memory back to the kernel so eagerly that buffers of 100 KB cost page faults each time:
+# measured, pickling one takes 67 µs instead of 2.4. For our own processes; others ignore these.
+MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_": "67108864", "MALLOC_MMAP_THRESHOLD_": "4194304"}
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Any
 
 from minray._base import log
-from minray._base.config import BLAS_THREAD_VARIABLES, Config, blas_thread_vars, child_environ
+from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, blas_thread_vars, child_environ
 from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
 from minray.node.deaths import DeathBook
 from minray.node.demands import WorkerClass
@@ -204,7 +204,7 @@ class NodeService:
         boot = {
             "entry": self._entry,
             "session_dir": session["dir"],
-            "env": {**blas_thread_vars(1), **blas},
+            "env": {**blas_thread_vars(1), **blas, **_without_malloc(environ)},
             "bootstrap": {
                 "session": self.public_session,
                 "config": self.config.to_dict(),
@@ -520,6 +520,11 @@ class NodeService:
             "peers": len(self.peers),
             "store": self.store.stats().as_info(),
         }
+
+
+def _without_malloc(environ: dict[str, str]) -> dict[str, str | None]:
+    """What was set for our own processes is not for what user code starts."""
+    return {name: None for name, value in MALLOC_VARIABLES.items() if environ.get(name) == value}
 
 
 def _log_failure(reply: Reply) -> None:

@@ -209,11 +209,11 @@ class WorkerPool:
         self._paused = {c: until for c, until in self._paused.items() if until > now}
         while len(self._idle_order) > self.cpus:
             worker = self.workers[next(iter(self._idle_order))]
-            if now - worker.since < self._idle_s:
+            if now < worker.since + self._idle_s:
                 break
             effects += self.leave(worker.number, now, graceful=True, reason="idle")
         for worker in [self.workers[n] for group in self._starting.values() for n in group]:
-            if now - worker.since >= self._start_s:
+            if now >= worker.since + self._start_s:
                 self.failed_starts[worker.worker_class] = self.failed_starts.get(worker.worker_class, 0) + 1
                 reason = f"it had not registered after {self._start_s:g} s (MINRAY_WORKER_START_S)"
                 effects += self.leave(worker.number, now, graceful=False, reason=reason)

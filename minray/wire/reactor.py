@@ -175,10 +175,6 @@ class Reactor:
         self._check_open()
         self._core.register(fd, mask, entry)
 
-    def modify_io(self, fd: int, mask: int) -> None:
-        """Watch ``fd``, which was added, for ``mask`` from now on; 0 for a pause."""
-        self._core.modify(fd, mask)
-
     def remove_reader(self, fd: int) -> None:
         """End add_reader or add_io, before ``fd`` is closed. Unknown descriptors are ignored. Not on the
         leader's thread: a callback may be running still."""

@@ -75,8 +75,20 @@ class ActorCalls:
         self.tasks: dict[int, Task] = {}
         self.dirty: set[ActorClient] = set()  # have calls to send that were left for a batch
         self._finish = finish
+        self._early: dict[bytes, ActorUpdate] = {}  # of actors whose creation we have not heard of ourselves
         self._doubts: dict[int, tuple[ActorClient, bytes]] = {}  # timer → actor, and the worker we lost
         self._last_doubt = 0
+
+    def client(self, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool) -> ActorClient:
+        """The record of an actor, made once per process."""
+        actor = self.actors.get(actor_id)
+        if actor is None:
+            actor = ActorClient(actor_id, class_name, max_pending=max_pending, eager=eager)
+            self.actors[actor_id] = actor
+            early = self._early.pop(actor_id, None)
+            if early is not None:
+                self.on_update(early)
+        return actor
 
     def submit(self, actor: ActorClient, task: Task) -> bool:
         """A call, in order. True: something was left for the next flush."""
@@ -178,7 +190,10 @@ class ActorCalls:
     def on_update(self, update: ActorUpdate) -> None:
         """The GCS tells how the actor is."""
         actor = self.actors.get(update.actor_id)
-        if actor is None or actor.state == "DEAD" or update.incarnation < actor.incarnation:
+        if actor is None:
+            self._early[update.actor_id] = update  # it overtook the answer to our request
+            return
+        if actor.state == "DEAD" or update.incarnation < actor.incarnation:
             return
         over = update.incarnation > actor.incarnation or update.state in ("RESTARTING", "DEAD")
         if over and actor.inflight and not actor.broken and actor.draining is None:

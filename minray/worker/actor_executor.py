@@ -23,6 +23,7 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
+from minray.wire.asyncio_selector import ReactorEventLoop
 from minray.wire.messages import ActorStarted, Address, Cancel, CreateActor, StreamAck, pack
 from minray.wire.reactor import Waiter
 from minray.worker.calling import Caller, Outbox
@@ -392,7 +393,7 @@ class _AsyncioMode(_Mode):
         self._free = dict(groups)
         self._waiting: dict[str, deque[Call]] = {g: deque() for g in groups}
         self._group_of = _group_finder(actor)
-        self._loop = asyncio.new_event_loop()
+        self._loop = ReactorEventLoop(self.rt.reactor)
         self._flush_due = False
         self._arrived: deque[Call] = deque()
         self._told = False
@@ -494,8 +495,6 @@ class _AsyncioMode(_Mode):
             self._arrived.extendleft(reversed(actor.take_queued()))
             self._told = True
         loop.call_soon(self._start_arrived)
-        rt.always_background = True
-        rt.reactor.set_background_demand(True)
         while actor.exiting is None:
             loop.run_forever()
         rt.exit_actor_process(actor.exiting)

@@ -554,12 +554,7 @@ def new_actor_client(
     core: Core, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool
 ) -> ActorClient:
     """The client record of an actor, made once per process."""
-    client = core.calls.actors.get(actor_id)
-    if client is None:
-        client = core.calls.actors[actor_id] = ActorClient(
-            actor_id, class_name, max_pending=max_pending, eager=eager
-        )
-    return client
+    return core.calls.client(actor_id, class_name, max_pending=max_pending, eager=eager)
 
 
 __all__ = ["Core", "Function", "new_actor_client"]

@@ -224,6 +224,8 @@ class Executor:
                 return self.caller.stream(running, value, scope)
         finally:
             self._interruptible = None
+            if running.cancelled:
+                self.rt.reactor.clear_interrupt()  # it came too late for this task, and is not for the next
         return self.caller.result(running, value, scope)
 
     def _exiting(self, running: Running, error: SystemExit) -> tuple[int, Any]:

@@ -27,7 +27,7 @@ def dumps_function(obj: Any, name: str = "") -> bytes:
     Raises TypeError if something that it captures cannot be pickled, with the path to it; ValueError
     above 100 MB. Warns above 10 MB.
     """
-    name = name or getattr(obj, "__qualname__", "") or repr(obj)
+    name = name or getattr(obj, "__name__", "") or repr(obj)
     chunks: list[bytes] = []
     try:
         full_pickler_class()(None, chunks).dump(obj)

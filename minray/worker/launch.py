@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
-from minray._base.config import BLAS_THREAD_VARIABLES, Config, child_environ
+from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
 from minray.wire import transports
@@ -181,7 +181,7 @@ def _start(
         fds = [listener.fileno(), *(sock.fileno() for sock in pair[:1])]
         log_fd = _open_log(info.folder, "daemon")
         command = [_python(), "-S", "-c", _DAEMON, info.folder, *_folders_of("minray", "psutil")]
-        daemon = _popen(command, stdin=subprocess.PIPE, log_fd=log_fd, fds=fds, env=child_environ())
+        daemon = _popen(command, stdin=subprocess.PIPE, log_fd=log_fd, fds=fds, env=_with_malloc({}))
         boot = {
             "config": config.to_dict(),
             "session_dir": info.folder,
@@ -253,12 +253,17 @@ def _start_zygote(folder: str, sock: socket.socket) -> subprocess.Popen[bytes]:
     folders = _folders_of("minray", "numpy", "cloudpickle")
     command = [_python(), *_interpreter_flags(), "-c", _ZYGOTE, str(sock.fileno()), folder, *folders]
     # One BLAS thread: a process with more must not fork. Workers get the user's values back.
-    env = child_environ(dict.fromkeys(BLAS_THREAD_VARIABLES, "1"))
+    env = _with_malloc(dict.fromkeys(BLAS_THREAD_VARIABLES, "1"))
     log_fd = _open_log(folder, "zygote")
     try:
         return _popen(command, stdin=subprocess.DEVNULL, log_fd=log_fd, fds=[sock.fileno()], env=env)
     finally:
         os.close(log_fd)
+
+
+def _with_malloc(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """The environment of a process of ours; what the user has said about malloc stays."""
+    return {**MALLOC_VARIABLES, **child_environ(changes)}
 
 
 def _popen(

@@ -51,6 +51,7 @@ from minray.worker.tasks import STORED
 
 log = logging.getLogger("minray")
 
+FEW = 4096
 LOST = "the session is over: its node process is gone or shutdown() was called"
 
 
@@ -85,6 +86,7 @@ class Link:
         self.store: Any = None
         self.inbox: deque[Any] = deque()
         self._inbox_told = False
+        self._many = 0  # how large the table of objects has been
         self._peers: dict[bytes, Connection] = {}
         self._answers: dict[int, Answer] = {}
         self._request_no = 0
@@ -187,12 +189,19 @@ class Link:
     def drain(self) -> None:
         """Act on what finalizers and nested calls left: ids to drop, or calls to make."""
         inbox, drop = self.inbox, self.core.refs.drop
+        many = len(self.core.objects)
         while inbox:
             item = inbox.popleft()
             if type(item) is bytes:
                 drop(item)
             else:
                 item()
+        if many > self._many:
+            self._many = many
+        elif self._many > FEW and len(self.core.objects) * 8 < self._many:
+            self._many = 0
+            for table in (self.core.objects, self.core.owner.tasks):
+                _shrink(table)
 
     def post(self, item: Any) -> None:
         """From any thread and any finalizer: an id to drop, or a call to make under the lock."""
@@ -327,3 +336,10 @@ class Link:
 
     def _on_died(self, _conn: Connection, msg: Died) -> None:
         self.core.on_died(msg, monotonic())
+
+
+def _shrink(table: dict[Any, Any]) -> None:
+    """A dict keeps the room that it once needed; a million tasks ago may be too long."""
+    left = list(table.items())
+    table.clear()
+    table.update(left)

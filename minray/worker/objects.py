@@ -79,7 +79,7 @@ class _Callback:
     def ready(self, _id: bytes | None, _record: Any) -> None:
         ops = self.ops
         ops.callbacks -= 1
-        if ops.callbacks == 0 and not ops.always_background:
+        if ops.callbacks == 0:
             ops.reactor.set_background_demand(False)
         self.function()
 
@@ -88,7 +88,6 @@ class ObjectOps(Link):
     """put, get, wait and the encoding of values."""
 
     callbacks = 0  # unanswered on_ready
-    always_background = False  # asyncio actors: the main thread belongs to their event loop
 
     # -- encoding ------------------------------------------------------------------------------------
 

@@ -116,12 +116,20 @@ def by_reference(obj: Any) -> bool:
         found = getattr(found, part, None)
         if found is None:
             return False
-    if found is not obj or not importable(module_name):
+    if found is not obj or not importable(module_name) or _wanted_by_value(module_name):
         return False
     top = module_name.partition(".")[0]
     if top in _LASTING_PACKAGES or top in sys.stdlib_module_names:
         _lasting[id(obj)] = obj
     return True
+
+
+def _wanted_by_value(module_name: str) -> bool:
+    """Whether the user told cloudpickle to send this module, or a package around it, by value."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    listed = getattr(cloudpickle, "list_registry_pickle_by_value", None)
+    names = listed() if listed is not None else ()
+    return bool(names) and any(module_name == name or module_name.startswith(name + ".") for name in names)
 
 
 # Classes and functions of modules that nobody reloads or changes: looked up once. By id, since classes
@@ -278,6 +286,9 @@ def full_pickler_class() -> Any:
     if _full is None:
         import cloudpickle
 
+        reduce_code = cloudpickle.Pickler.reducer_override  # for classes and functions; else NotImplemented
+        custom = cloudpickle.Pickler.dispatch_table.maps[0]
+
         class FullPickler(cloudpickle.Pickler):  # type: ignore[misc]
             def __init__(self, collected: _Collector | None, chunks: list[bytes]) -> None:
                 self.collected = collected
@@ -287,17 +298,21 @@ def full_pickler_class() -> Any:
             def reducer_override(self, obj: Any) -> Any:
                 cls = type(obj)
                 if issubclass(cls, type) or cls is types.FunctionType:
+                    if by_reference(obj):
+                        return NotImplemented
                     _send_by_value(cloudpickle, getattr(obj, "__module__", None))
-                elif cls is types.ModuleType:
+                    return reduce_code(self, obj)
+                if cls is types.ModuleType:
                     _send_by_value(cloudpickle, obj.__name__)
-                elif cls not in self.dispatch_table or cls in copyreg.dispatch_table:
+                elif cls not in custom:
                     if self.collected is not None:
                         special = self.collected.reduce_special(obj, cls)
-                        if special is not None:
-                            return special
                     elif issubclass(cls, BaseException):
-                        return _reduce_exception(obj, cls)
-                return super().reducer_override(obj)
+                        special = _reduce_exception(obj, cls)
+                    else:
+                        special = None
+                    return NotImplemented if special is None else special
+                return NotImplemented
 
         _full = FullPickler
     return _full

@@ -405,6 +405,7 @@ def test_the_api_in_a_forked_child_is_a_clear_error():
             os._exit(0)
     os.close(write)
     message = os.read(read, 1000).decode()
+    os.close(read)
     os.waitpid(pid, 0)
     assert "fork" in message
     assert ray.get(echo.remote("the parent is unharmed")) == "the parent is unharmed"

@@ -102,7 +102,7 @@ class Leases(RuleBasedStateMachine):
         world = self.world
         world.do(world.table.stop_actor(order.actor_id, 0, world.now, graceful=graceful, reason="test"))
 
-    @rule(seconds=st.sampled_from([0.0, 0.01, 0.06, 1.1, 11.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.06, 1.1, 5.3, 11.0, 61.0]))
     def wait(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 

@@ -260,6 +260,13 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
+        try:
+            self._everything_comes_back()
+        finally:
+            self.world.close()
+            self.folder.cleanup()
+
+    def _everything_comes_back(self) -> None:
         world = self.world
         for views in self.views.values():
             for view in views:
@@ -282,8 +289,6 @@ class StoreMachine(RuleBasedStateMachine):
             assert not any(left.values()), left
         assert world.table.next_deadline() is None
         assert world.segments.list(world.table._prefix) == []
-        world.close()
-        self.folder.cleanup()
 
 
 TestStoreMachine = StoreMachine.TestCase

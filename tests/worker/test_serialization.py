@@ -826,6 +826,18 @@ def test_a_class_that_was_replaced_goes_by_value() -> None:
 Replaced: Any = None
 
 
+def test_what_the_user_registered_by_value_goes_by_value() -> None:
+    import cloudpickle
+
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert len(serialize(module_function).data) > 200
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert len(serialize(module_function).data) < 200
+
+
 def test_importable_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pickling.importable("decimal") and pickling.importable("numpy.random")
     monkeypatch.setattr(pickling, "_find_spec", lambda *_: pytest.fail("asked again"))

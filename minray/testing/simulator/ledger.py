@@ -1,0 +1,121 @@
+"""What the simulation remembers in order to judge: who may contain whom, what ran how often, what was lost.
+
+Nothing here is visible to the machines under test. A broken promise raises SimulationError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from minray.wire.messages import Address
+
+Handle = tuple[bytes, Address]  # one reference
+
+
+class SimulationError(AssertionError):
+    """An invariant is broken; the text says after which step of which seed."""
+
+
+class ActorFacts:
+    """What is known of one actor from its creation."""
+
+    def __init__(self, actor_id: bytes, handle_id: bytes, options: dict[str, Any]) -> None:
+        self.actor_id = actor_id
+        self.handle_id = handle_id  # the hidden object that counts its handles
+        self.options = options
+        self.last_started: dict[tuple[int, bytes], int] = {}  # (incarnation, caller) → number of its call
+
+
+class Ledger:
+    """Facts about objects, tasks and calls."""
+
+    def __init__(self) -> None:
+        self.contents: dict[bytes, set[bytes]] = {}  # object → what any version of its value contains
+        self.tainted: set[bytes] = set()  # a process died with these in its hands: they may be freed early
+        self.starts: dict[tuple[bytes, int], int] = {}  # (owner, seq) → how often it started
+        self.limits: dict[tuple[bytes, int], int] = {}  # how often it may start; -1: without end
+        self.actors: dict[bytes, ActorFacts] = {}  # by hidden object
+        self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
+        self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
+        self.copies: dict[bytes, int] = {}  # stored objects → copies in the store that their owner knows of
+        self._locations = 0
+
+    # -- objects -----------------------------------------------------------------------------------
+
+    def may_contain(self, outer: bytes, inner: bytes) -> bool:
+        """Whether no ring would arise: rings of objects are never freed, here as in Ray."""
+        stack, seen = [inner], {inner}
+        while stack:
+            one = stack.pop()
+            if one == outer:
+                return False
+            for other in self.contents.get(one, ()):
+                if other not in seen:
+                    seen.add(other)
+                    stack.append(other)
+        return True
+
+    def allowed(self, outer: bytes, handles: Iterable[Handle]) -> list[Handle]:
+        """Those of the references that ``outer`` may contain, each once; noted as its contents."""
+        chosen = [h for h in dict.fromkeys(handles) if self.may_contain(outer, h[0])]
+        self.contents.setdefault(outer, set()).update(h[0] for h in chosen)
+        return chosen
+
+    def taint(self, item: Any) -> None:
+        """Every object id in a lost message, or in a dead process."""
+        stack = [item]
+        while stack:
+            one = stack.pop()
+            if type(one) in (tuple, list, set):
+                stack.extend(one)
+            elif type(one) is dict:
+                stack.extend(one)
+                stack.extend(one.values())
+            elif type(one) is bytes and len(one) == 28 and one not in self.tainted:
+                self.tainted.add(one)
+                stack.extend(self.contents.get(one, ()))
+
+    # -- the store ---------------------------------------------------------------------------------
+
+    def location(self) -> tuple[str, int]:
+        """Where a large value was written."""
+        self._locations += 1
+        return ("at", self._locations)
+
+    def heard_of(self, object_id: bytes) -> None:
+        """The owner of a stored object has its location."""
+        self.copies[object_id] = self.copies.get(object_id, 0) + 1
+
+    def freed(self, object_id: bytes) -> None:
+        """Its owner has freed it: all copies go, as in store.extents."""
+        self.copies.pop(object_id, None)
+
+    # -- tasks and calls -----------------------------------------------------------------------------
+
+    def submitted(self, owner: bytes, seq: int, retries: int) -> None:
+        """A task or call, and how often it may be repeated."""
+        self.limits[(owner, seq)] = -1 if retries < 0 else retries + 1
+
+    def numbered(self, caller: bytes, seq: int) -> None:
+        """A call of an actor: later calls of this caller have larger numbers."""
+        self.call_numbers[(caller, seq)] = len(self.call_numbers)
+
+    def started(self, owner: bytes, seq: int) -> None:
+        """It starts: may it?"""
+        name = (owner, seq)
+        count = self.starts[name] = self.starts.get(name, 0) + 1
+        limit = self.limits[name]
+        if 0 <= limit < count:
+            raise SimulationError(f"task {seq} starts for the {count}. time, {limit} allowed")
+
+    def call_started(self, actor: ActorFacts, incarnation: int, caller: bytes, seq: int) -> None:
+        """A call starts: calls of one caller do so in order."""
+        self.started(caller, seq)
+        if actor.options["concurrency"] > 1 or (caller, seq) in self.unordered:
+            return
+        number, key = self.call_numbers[(caller, seq)], (incarnation, caller)
+        last = actor.last_started.get(key, -1)
+        if number <= last:
+            raise SimulationError(f"call {seq} starts after a later call of the same caller")
+        actor.last_started[key] = number

@@ -1,0 +1,227 @@
+"""A simulated process: a real core, and what performs its effects. Drivers and workers are made of it.
+
+``Process`` receives messages for its core as worker.link does, and sends what the core wants sent, in the same
+order as worker.link. What its user code does is in ``user.py``; what executes in workers, in ``worker.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minray.testing.simulator.ledger import Handle, SimulationError
+from minray.wire.messages import (
+    BORROWS,
+    FETCH,
+    RELEASES,
+    RESULTS,
+    VALUES,
+    ActorUpdate,
+    Address,
+    Died,
+    GiveBack,
+    LeaseGrant,
+    LeaseInfeasible,
+    Message,
+    Ready,
+    Watch,
+    unpack,
+)
+from minray.worker.actor_calls import ActorClient
+from minray.worker.core import Core, new_actor_client
+from minray.worker.references import STORED
+from minray.worker.tasks import ITEM, MULTI, SchedulingKey
+
+if TYPE_CHECKING:
+    from minray.testing.simulator.run import Simulation
+    from minray.testing.simulator.user import Frame
+
+NODE_ID = b"n" * 28
+GCS_ID = b"g" * 28
+CPU = 10_000
+EOF = ("eof",)  # the connection of a dead process, after what it had sent
+MAX_PIPELINE = 8
+LEASE_IDLE_S = 0.2
+
+
+class Process:
+    """See the file's head."""
+
+    is_driver = True
+
+    def __init__(self, sim: Simulation, worker_id: bytes, job_id: bytes) -> None:
+        self.sim = sim
+        self.worker_id = worker_id
+        self.job_id = job_id
+        self.address: Address = (NODE_ID, worker_id, "sim:" + worker_id.hex()[:8])
+        self.core = Core(
+            self.address, job_id, worker_id[:12], max_pipeline=MAX_PIPELINE, lease_idle_s=LEASE_IDLE_S
+        )
+        self.kept: list[Handle] = []  # references in global variables
+        self.depth = 0
+        self.creating: dict[int, Frame] = {}  # requests to the GCS that create an actor
+        self.created: dict[int, bytes] = {}  # their hidden objects
+        self.actor_refs: dict[bytes, bytes] = {}  # hidden object → actor, where we created it
+        self._keys: dict[tuple[Any, ...], SchedulingKey] = {}
+        self._requests = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not been killed."""
+        return self.sim.processes.get(self.worker_id) is self
+
+    # -- what the public face would make -------------------------------------------------------------
+
+    def key(self, units: int, *, retires: bool) -> SchedulingKey:
+        """The scheduling key of what is submitted here now."""
+        name = (units, retires, self.depth)
+        key = self._keys.get(name)
+        if key is None:
+            key = SchedulingKey(
+                len(self._keys) + 1,
+                {"CPU": units},
+                None,
+                {},
+                self.depth,
+                "task f",
+                pipelined=not retires,
+                retires=retires,
+            )
+            self._keys[name] = self.core.owner.keys[key.number] = key
+        return key
+
+    def client(self, actor_id: bytes, options: dict[str, Any]) -> ActorClient:
+        """What this process knows of an actor; asks the GCS the first time."""
+        if actor_id not in self.core.calls.actors:
+            self.ask_gcs("subscribe_actor", actor_id)
+        return new_actor_client(
+            self.core, actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1
+        )
+
+    def ask_gcs(self, method: str, *args: Any) -> int:
+        """A request; its number."""
+        self._requests += 1
+        self.sim.network.send(self.worker_id, GCS_ID, (self._requests, method, args))
+        return self._requests
+
+    # -- in ------------------------------------------------------------------------------------------
+
+    def receive(self, source: bytes, message: Any) -> None:
+        """One message, from another core worker, the node or the GCS."""
+        if message is EOF:
+            self.core.on_peer_lost(source)
+        elif isinstance(message, Message):
+            self.receive_control((NODE_ID, source, ""), message)
+        elif source == GCS_ID:
+            self.on_created(message[1], message[2])
+        else:
+            self.receive_from_peer(*message)
+
+    def receive_from_peer(self, source: Address, raw: tuple[Any, ...]) -> None:
+        """A message of another core worker."""
+        core, tag = self.core, raw[0]
+        if tag == RESULTS:
+            self.hear_of(raw[1])
+            self.sim.check_answers(self, source, raw[1])
+            core.on_results(source, raw[1], self.sim.now)
+        elif tag == RELEASES:
+            core.refs.on_releases(source[1], raw[1])
+        elif tag == BORROWS:
+            core.refs.on_borrows(raw[1])
+        elif tag == FETCH:
+            core.on_fetch(source, raw[1])
+        elif tag == VALUES:
+            core.on_values(raw[1])
+        else:
+            self.receive_control(source, unpack(raw))
+
+    def receive_control(self, source: Address, msg: Message) -> None:
+        """A control message; workers know more of them."""
+        core, now = self.core, self.sim.now
+        if isinstance(msg, LeaseGrant):
+            core.on_grant(msg, now)
+        elif isinstance(msg, GiveBack):
+            core.on_give_back(msg, now)
+        elif isinstance(msg, Ready):
+            core.on_ready(msg, now)
+        elif isinstance(msg, Died):
+            core.on_died(msg, now)
+        elif isinstance(msg, LeaseInfeasible):
+            core.on_infeasible(msg)
+        elif isinstance(msg, ActorUpdate):
+            core.on_actor_update(msg)
+        else:
+            raise SimulationError(f"{self} has no use for {msg}")
+
+    def hear_of(self, results: list[tuple[Any, ...]]) -> None:
+        """Stored results: their owner knows from now on that they have to be freed."""
+        ledger, object_id = self.sim.ledger, self.core.object_id
+        for seq, _, status, value, _, _ in results:
+            if status == STORED:
+                ledger.heard_of(object_id(seq, 1))
+            elif status == ITEM and value[1] == STORED:
+                ledger.heard_of(object_id(seq, 2 + value[0]))
+            elif status == MULTI:
+                for i, (one, _) in enumerate(value):
+                    if one == STORED:
+                        ledger.heard_of(object_id(seq, 1 + i))
+
+    def on_created(self, number: int, actor_id: bytes) -> None:
+        """The GCS has our actor: the handle exists from now on."""
+        frame, handle_id = self.creating.pop(number), self.created.pop(number)
+        self.actor_refs[handle_id] = actor_id
+        facts = self.sim.ledger.actors[handle_id]
+        new_actor_client(self.core, actor_id, "A", max_pending=-1, eager=facts.options["concurrency"] > 1)
+        if frame.open:
+            frame.handles.append((handle_id, self.address))
+        else:
+            self.core.refs.drop(handle_id)
+
+    # -- out -----------------------------------------------------------------------------------------
+
+    def perform(self) -> None:
+        """Carry out the core's effects, as worker.link does."""
+        effects = self.core.effects
+        while effects:
+            batch = effects[:]
+            effects.clear()
+            releases: dict[bytes, list[tuple[bytes, int]]] = {}
+            for effect in batch:
+                if effect[0] == "release":
+                    releases.setdefault(effect[1][1], []).append((effect[2], effect[3]))
+                else:
+                    self._perform_one(effect)
+            for owner, items in releases.items():
+                if owner not in self.core.dead:
+                    self.send(owner, (RELEASES, items))
+
+    def send(self, target: bytes, raw: tuple[Any, ...]) -> None:
+        """To another core worker."""
+        self.sim.connect(self.worker_id, target)
+        self.sim.network.send(self.worker_id, target, (self.address, raw))
+
+    def _perform_one(self, effect: tuple[Any, ...]) -> None:
+        kind = effect[0]
+        if kind == "send":
+            self.send(effect[1][1], effect[2])
+        elif kind == "node":
+            self.sim.network.send(self.worker_id, NODE_ID, effect[1])
+        elif kind == "watch":
+            self.sim.network.send(self.worker_id, NODE_ID, Watch(effect[1]))
+        elif kind == "borrow":
+            self.send(effect[1][1], (BORROWS, [effect[2:4]]))
+        elif kind == "timer":
+            self.sim.timers.append((self.sim.now + effect[1], self, effect[2], effect[3]))
+        elif kind == "freed":
+            self._freed(effect[1], effect[2])
+        elif kind != "report":
+            raise SimulationError(f"unknown effect {effect}")
+
+    def _freed(self, object_id: bytes, record: Any) -> None:
+        actor_id = self.actor_refs.pop(object_id, None)
+        if actor_id is not None:
+            self.ask_gcs("actor_out_of_scope", actor_id)
+        elif record.status == STORED and record.owner is None:
+            self.sim.ledger.freed(object_id)
+
+    def __repr__(self) -> str:
+        return f"{'driver' if self.is_driver else 'worker'} {self.worker_id.hex()[:8]}"
