@@ -147,7 +147,7 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
         if rt is None or rt.mode == "worker":
             return
         try:
-            rt.shutdown()
+            rt.shutdown(exiting=_exiting_interpreter)
         finally:
             current.set(None)
 

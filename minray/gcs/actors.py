@@ -234,8 +234,8 @@ class ActorTable:
         if actor_id is None:
             raise ActorError(
                 "ValueError",
-                f"no actor named {name!r} in namespace {namespace!r}: it was never created, it has died, or "
-                "it was created in another namespace",
+                f"Failed to look up actor with name {name!r} in namespace {namespace!r}: it was never created, it "
+                "has died, or it was created in another namespace",
             )
         return self._actors[actor_id].info()
 

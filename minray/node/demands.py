@@ -61,6 +61,7 @@ class Demand:
     since: float = 0.0  # waiting since
     fatal_at: float | None = None  # infeasible: when the grace ends
     reserved_at: float | None = None  # since when others are held back for it
+    warned: bool = False  # its user knows that it waits for actors
 
     @property
     def missing(self) -> int:

@@ -237,6 +237,7 @@ class SpawnLauncher:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,
             cwd="/" if os.name == "posix" else None,
         )
@@ -262,7 +263,6 @@ class SpawnLauncher:
         assert self._reaper is not None and self._reaper.stdin is not None
         try:
             self._reaper.stdin.write(line.encode() + b"\n")
-            self._reaper.stdin.flush()
         except OSError:  # it died: its successor is told everything
             pass
 
@@ -291,7 +291,10 @@ def _when_it_ends(reactor: Reactor, pid: int, then: Callable[[], None]) -> None:
 def _wait_for(pid: int, reactor: Reactor, then: Callable[[], None]) -> None:
     """Where there are no pidfds: a thread that sleeps in the kernel until the child is a zombie."""
     if hasattr(os, "waitid"):
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # close() was faster: nobody wants to know any more
+            return
     else:
         import psutil
 

@@ -90,11 +90,12 @@ class LeaseTable:
         self.cap_patience_s = cap_patience_s
         self.capped_since: float | None = None  # task workers are at the soft cap and somebody waits
         self.reserved: Demand | None = None  # others are held back for it
+        self.stall_at: float | None = None  # when somebody has waited for too long
         self.wake_at: float | None = None  # when a lease becomes old enough to be revoked
         self.last_start_failure = ""
         self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
-        self._grace_s = infeasible_grace_s
+        self.grace_s = infeasible_grace_s
         self._last_no = 0
 
     # -- who there is ------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ class LeaseTable:
             return []
         if place in self.infeasible:
             return []
-        demand.fatal_at = now + self._grace_s
+        demand.fatal_at = now + self.grace_s
         self.infeasible[place] = demand
         if demand.actor is not None:
             return [("warn", demand.worker_class.job_id, self._infeasible_text(demand))]
@@ -310,9 +311,10 @@ class LeaseTable:
         return [("send", demand.owner, LeaseInfeasible(demand.key, False, self._infeasible_text(demand)))]
 
     def _infeasible_text(self, demand: Demand) -> str:
+        totals = {name: n for name, n in self.book.totals.items() if not name.startswith("node:")}
         return (
             f"{demand.description} asks for {describe(demand.resources)}, and no node has that much: "
-            f"node {self.node_id.hex()[:8]} has {describe(self.book.totals)} in all. "
+            f"node {self.node_id.hex()[:8]} has {describe(totals)} in all. "
             "Ask for less, or start a node that has it."
         )
 
@@ -337,7 +339,7 @@ class LeaseTable:
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
         self.wake_at = None
         if not self.queue:
-            self.capped_since = self.reserved = None
+            self.capped_since = self.reserved = self.stall_at = None
             return effects
         effects += pressure.order_starts(self, now)
         return effects
@@ -359,6 +361,7 @@ class LeaseTable:
         demand.leases.add(no)
         demand.since = now
         demand.reserved_at = None
+        demand.warned = False
         if self.reserved is demand:
             self.reserved = None
         if actor is not None:
@@ -442,6 +445,8 @@ class LeaseTable:
         moments += [x.kill_at for x in self._doomed.values() if x.kill_at is not None]
         if self.reserved is not None and self.reserved.reserved_at is not None:
             moments.append(self.reserved.reserved_at + pressure.RESERVE_S)
+        if self.stall_at is not None:
+            moments.append(self.stall_at)
         if self.wake_at is not None:
             moments.append(self.wake_at)
         pool_full = self.pool.task_workers >= self.pool.hard or self.pool.count(STARTING)

@@ -16,9 +16,11 @@ with what is free or coming, satisfies the demand that it is revoked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minray._base.resources import describe
 from minray.node.demands import Demand, WorkerClass
 from minray.node.worker_pool import STARTING, Effect
 from minray.wire.messages import Resources
@@ -60,9 +62,10 @@ def order_starts(table: LeaseTable, now: float) -> list[Effect]:
     """Start workers and revoke leases for the demands in the queue."""
     plan = _look(table)
     effects = _start(table, plan, now)
-    table.reserved = None
+    table.reserved = table.stall_at = None
     if plan.unmet:
         effects += _relieve(table, plan, now)
+        effects += _warn_stalled(table, plan, now)
     return effects
 
 
@@ -167,6 +170,37 @@ def chain(table: LeaseTable, owner: bytes) -> str:
     if len(names) > 9:
         names[4:-4] = [f"… {len(names) - 8} more …"]
     return " → ".join(names)
+
+
+# -- waits that nobody can shorten -----------------------------------------------------------------
+
+
+def _warn_stalled(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
+    """Who has waited for long, for what only actors hold, is told so once: that may last for ever."""
+    effects: list[Effect] = []
+    for demand, _ in plan.unmet[:EXAMINED]:
+        if demand.warned or demand.leases:
+            continue
+        short = [n for n, amount in demand.resources.items() if amount > table.book.available.get(n, 0)]
+        holders = [x for x in table.leases.values() if any(x.held.get(n, 0) > 0 for n in short)]
+        if not holders or any(x.demand.actor is None for x in holders):
+            continue
+        due = demand.since + table.grace_s
+        if now < due:
+            table.stall_at = due if table.stall_at is None else min(due, table.stall_at)
+            continue
+        demand.warned = True
+        names = Counter(x.demand.description for x in holders)
+        held = ", ".join(f"{count} × {name}" for name, count in names.most_common(5))
+        books = (table.book.available, table.book.totals)
+        free, totals = ({name: book.get(name, 0) for name in short} for book in books)
+        text = (
+            f"{demand.description} has waited {table.grace_s:g} s for {describe(demand.resources)}: only "
+            f"{describe(free)} of {describe(totals)} is free, and actors hold the rest for as long as they "
+            f"live ({held})."
+        )
+        effects.append(("warn", demand.worker_class.job_id, text))
+    return effects
 
 
 # -- taking leases back ----------------------------------------------------------------------------

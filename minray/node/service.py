@@ -25,7 +25,13 @@ from time import monotonic
 from typing import Any
 
 from minray._base import log
-from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, blas_thread_vars, child_environ
+from minray._base.config import (
+    BLAS_THREAD_VARIABLES,
+    MALLOC_VARIABLES,
+    Config,
+    blas_thread_vars,
+    child_environ,
+)
 from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
 from minray.node.deaths import DeathBook
 from minray.node.demands import WorkerClass

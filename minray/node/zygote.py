@@ -38,7 +38,8 @@ from minray.wire.framing import FrameDecoder
 
 ENTRY = "minray.worker.main"
 FIRST = ("numpy", "cloudpickle")  # before the daemon has said anything
-LATER = ("numpy.random",)  # while there is nothing to do
+LATER = ("numpy.random",)  # once there was nothing to do for LATER_S: the first tasks want the CPUs
+LATER_S = 0.3
 MAX_FRAME = 16 * 1024 * 1024
 REAP_S = 2.0
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
@@ -87,7 +88,7 @@ class Zygote:
                         cleanup.end_group(self._pids[message[1]], message[2])
                 else:
                     raise ValueError(f"not an order for a zygote: {message[0]!r}")
-            timeout = 0 if self._later else None
+            timeout = LATER_S if self._later else None
             readable, _, _ = select.select([self._sock.fileno(), self._wake], [], [], timeout)
             if not readable and self._later:
                 importlib.import_module(self._later.pop(0))

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 
 from minray.store.mapping import ALIGN, aligned
 
+LARGE = 32 << 20  # an extent of that size, asked for by an object that takes most of it,
+FEW = 8  # is only for objects of at least this part of its size
+
 
 @dataclass(slots=True)
 class _Extent:
@@ -25,6 +28,7 @@ class _Extent:
     largest: int = 0  # an upper bound of the largest free range
     reached: int = 0  # no allocation ever went beyond
     used_at: float = 0.0
+    least: int = 0  # smaller allocations stay out, unless memory is short
 
 
 class Arena:
@@ -44,23 +48,28 @@ class Arena:
     def __contains__(self, segment_id: int) -> bool:
         return segment_id in self._extents
 
-    def add(self, segment_id: int, size: int, now: float) -> None:
-        """A new, empty extent. It counts as the most recently used."""
+    def add(self, segment_id: int, size: int, now: float, made_for: int = 0) -> None:
+        """A new, empty extent, requested for ``made_for`` bytes. It counts as the most recently used."""
         if segment_id in self._extents:
             raise ValueError(f"extent {segment_id} is here already")
         if size <= 0:
             raise ValueError(f"an extent has at least one byte, got {size}")
-        self._extents[segment_id] = _Extent(size, [(0, size)], largest=size, used_at=now)
+        least = size // FEW if size >= LARGE and 2 * made_for > size else 0
+        self._extents[segment_id] = _Extent(size, [(0, size)], largest=size, used_at=now, least=least)
         self.total_bytes += size
 
-    def allocate(self, size: int, now: float) -> tuple[int, int] | None:
-        """(segment id, offset) of ``size`` bytes (0 takes ALIGN), or None: then an extent is needed."""
+    def allocate(self, size: int, now: float, *, anywhere: bool = False) -> tuple[int, int] | None:
+        """(segment id, offset) of ``size`` bytes (0 takes ALIGN), or None: then an extent is needed.
+
+        Small objects stay out of the segments of large ones, which could not go back then; with
+        ``anywhere`` (memory is short) they do not.
+        """
         size = max(size, 1)
         need = aligned(size)
         cold: tuple[int, int] | None = None  # the first fit that would be new memory, as (segment id, index)
         for segment_id in reversed(self._extents):
             extent = self._extents[segment_id]
-            if extent.largest < size:
+            if extent.largest < size or (size < extent.least and not anywhere):
                 continue
             index = _first_fit(extent, size)
             if index is None:

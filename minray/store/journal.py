@@ -42,9 +42,13 @@ class Journal:
         """Forget ``name``; its segment is gone."""
         if self._alive.pop(name, 0) is None:
             self._dead += 2
-            self._append(f"-{name}\n")
-            if self._dead >= _COMPACT_AT:
-                self._rewrite()
+            try:
+                self._append(f"-{name}\n")
+                if self._dead >= _COMPACT_AT:
+                    self._rewrite()
+            except OSError:
+                # A full disk: the name stays in the file, and sweeping what is gone does no harm.
+                return
 
     def close(self) -> None:
         """Close the file. Later changes are lost."""
@@ -58,14 +62,14 @@ class Journal:
 
     def _rewrite(self) -> None:
         new = self._path + ".new"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _FLAGS, 0o600)
         lines = [f"{_MAGIC}{self._spec}\n", *(f"+{name}\n" for name in self._alive)]
         os.write(fd, "".join(lines).encode("utf-8", "surrogateescape"))
         self.close()  # Windows replaces no open file
         if os.name == "nt":
             os.close(fd)
             os.replace(new, self._path)
-            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | _FLAGS)
         else:
             os.replace(new, self._path)
         self._fd = fd
@@ -91,4 +95,4 @@ class Journal:
         return lines[0][len(_MAGIC) :], list(alive)
 
 
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

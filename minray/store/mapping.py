@@ -29,7 +29,7 @@ import sys
 from typing import Any
 
 ALIGN = 64  # of objects and of buffers in them: a cache line, and what vector units like
-_STEP = 16 << 20  # copy and populate in such pieces: other threads get a turn, and caches are warm
+_STEP = 64 << 20  # copy under the GIL, populate and pwrite in such pieces: other threads get a turn
 _BIG = 1 << 20  # below this, releasing the GIL for a copy is not worth an array object
 _PAGE = mmap.PAGESIZE
 _MADV_POPULATE_WRITE = 23  # mmap has no name for it yet
@@ -102,13 +102,15 @@ class SegmentMap:
             self._view[offset : offset + length] = source
             return
         numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            # Without the GIL, and in one piece: beyond the size of the caches memcpy writes past them, which
+            # is a third faster.
+            target = numpy.frombuffer(self._view[offset : offset + length], numpy.uint8)
+            numpy.copyto(target, numpy.frombuffer(source, numpy.uint8))
+            return
         for start in range(0, length, _STEP):
             piece = source[start : start + _STEP]
-            target = self._view[offset + start : offset + start + piece.nbytes]
-            if numpy is None:
-                target[:] = piece
-            else:  # the same speed, but without the GIL
-                numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(piece, numpy.uint8))
+            self._view[offset + start : offset + start + piece.nbytes] = piece
 
     def _copy_populating(self, offset: int, source: memoryview) -> None:
         for start in range(0, source.nbytes, _STEP):
@@ -131,7 +133,7 @@ class SegmentMap:
     def _write_through(self, offset: int, source: memoryview) -> None:
         done, length = 0, source.nbytes
         while done < length:
-            done += os.pwrite(self._fd, source[done : done + 4 * _STEP], offset + done)
+            done += os.pwrite(self._fd, source[done : done + _STEP], offset + done)
 
     def close(self) -> bool:
         """Unmap; False if a view still lives: then only the descriptor is closed and nothing else changes."""

@@ -122,7 +122,7 @@ def _shm_is_usable() -> bool:
 class _Descriptors:
     """What both implementations share on POSIX: a segment is a file descriptor."""
 
-    can_pwrite = True
+    can_pwrite = hasattr(os, "pwrite")
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
@@ -170,6 +170,10 @@ class _Descriptors:
             self._unlink_name(check_name(name))
         except FileNotFoundError:
             existed = False
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            return True  # Windows removes no mapped file: the journal keeps its name for the sweep
         else:
             existed = True
         if self._journal is not None:
@@ -184,7 +188,7 @@ class _Descriptors:
 def _map(fd: int, size: int, writable: bool) -> mmap.mmap:
     access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
     options: dict[str, Any] = {"access": access}
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13) and sys.platform != "win32":
         options["trackfd"] = False  # or every mapping costs a second descriptor
     return mmap.mmap(fd, size, **options)
 

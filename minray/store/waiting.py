@@ -52,9 +52,9 @@ class Pending:
 
     __slots__ = ("answer", "callback", "error", "objects", "size")
 
-    def __init__(self, callback: Callable[[Pending], None], *, size: int = 0, objects: Any = ()) -> None:
+    def __init__(self, callback: Callable[[Pending], None], *, size: int = -1, objects: Any = ()) -> None:
         self.callback = callback
-        self.size = size  # of an ExtentRequest
+        self.size = size  # of an ExtentRequest, else -1
         self.objects = objects  # of a Pin: [object_id, …]
         self.answer: Any = None
         self.error: Exception | None = None

@@ -211,7 +211,9 @@ class ActorCalls:
         if actor.state == "DEAD":
             waiting, actor.queue = actor.queue, deque()
             for task in waiting:
-                self._end(task, ("actor_died", actor.class_name, actor.actor_id, actor.cause))
+                del self.tasks[task.seq]
+            for task in waiting:  # whoever waits for it may be a later call of this actor
+                self._finish(task, ("actor_died", actor.class_name, actor.actor_id, actor.cause))
         else:
             self.pump(actor)
 
@@ -270,8 +272,8 @@ class ActorCalls:
 
     def cancel(self, task: Task, *, recursive: bool) -> None:
         """Stop a call: at once if it was not sent, else by its worker."""
-        if task.cancelled:
-            return
+        if task.cancelled or task.seq not in self.tasks:
+            return  # it may have ended just now, because another one was cancelled
         task.cancelled = True
         actor: ActorClient = task.actor
         if task.seq in actor.inflight:

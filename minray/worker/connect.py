@@ -92,20 +92,24 @@ class Driver(CoreWorker):
             print(f"minray: the session has ended: {self.cluster.explain_end()}", file=sys.stderr)
         super().on_node_lost(error)
 
-    def shutdown(self) -> None:
-        """See the contract."""
+    def shutdown(self, exiting: bool = False) -> None:
+        """See the contract. When the interpreter exits, daemon threads that wait here are left asleep: an
+        error that they cannot handle any more would only be noise."""
         if os.getpid() != self.hello.pid:
             return
         self._restore_sigint()
         with self.lock:
             was_closed, self.closed = self.closed, True
-            self._fail_all()
+            self.exiting = exiting
+            if not exiting:
+                self._fail_all()
         if not was_closed:
             self._wait_for_last_lines()
         self.cluster.stop(STOP_S)
         self._printer.close(LAST_LINES_S)
-        self.store.close()
-        self.reactor.close()
+        if not exiting:
+            self.store.close()
+            self.reactor.close()
 
     def _wait_for_last_lines(self) -> None:
         """The node ends the workers, forwards what they had printed, and closes the connection."""

@@ -308,7 +308,7 @@ class Runtime(Protocol):
         """The latest errors of this job's tasks, oldest first: {"type": "task", "message": str, …}."""
         ...
 
-    def shutdown(self) -> None:
+    def shutdown(self, exiting: bool = False) -> None:
         """End it: a driver's session, or this process's part in it. Idempotent; from any thread but one
         that runs a task. The face clears ``_base.current`` itself."""
         ...

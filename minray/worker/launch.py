@@ -17,13 +17,14 @@ Called by ``worker.connect`` and ``cli``. Invariants: a failed launch leaves no 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -158,12 +159,26 @@ def launch(config: Config, node: Mapping[str, Any] | None = None, *, stays: bool
     token = config.token.encode() if config.token is not None else os.urandom(32)
     info = session_folder.make_session(root, None if stays else own_identity(), token)
     try:
-        cluster = _start(config, dict(node or {}), info, token, stays)
+        with _standard_descriptors():
+            cluster = _start(config, dict(node or {}), info, token, stays)
     except BaseException:
         session_folder.remove_folder(info.folder)
         raise
     session_folder.sweep_dead(root)  # while the new processes load
     return cluster
+
+
+@contextlib.contextmanager
+def _standard_descriptors() -> Iterator[None]:
+    """A program may have closed 0, 1 or 2. What we open must not get these numbers: children redirect them."""
+    filled = [os.open(os.devnull, os.O_RDWR)]
+    while filled[-1] <= 2:
+        filled.append(os.open(os.devnull, os.O_RDWR))
+    try:
+        yield
+    finally:
+        for fd in filled:
+            os.close(fd)
 
 
 def _start(

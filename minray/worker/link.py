@@ -80,6 +80,7 @@ class Link:
         self.lock = threading.RLock()
         self.owned = self.lock._is_owned  # type: ignore[attr-defined]
         self.closed = False
+        self.exiting = False  # the interpreter is: daemon threads that wait here stay asleep
         self.core: Core = None  # type: ignore[assignment]  # made by ``start``
         self.node: Connection = None  # type: ignore[assignment]
         self.gcs_link: Connection = None  # type: ignore[assignment]

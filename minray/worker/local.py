@@ -126,7 +126,7 @@ class LocalRuntime(LocalActorOps):
         """See the contract."""
         return [report.tell() for report in list(self._errors)]
 
-    def shutdown(self) -> None:
+    def shutdown(self, exiting: bool = False) -> None:
         """See the contract."""
         if self.closed:
             return

@@ -288,7 +288,7 @@ class ObjectOps(Link):
         """Wait; say on what if it takes long."""
         deadline = None if timeout is None else monotonic() + timeout
         wait = self.reactor.wait
-        while not self.closed:
+        while not self.closed or self.exiting:
             left = SAY_AFTER_S if deadline is None else min(SAY_AFTER_S, max(0.0, deadline - monotonic()))
             if self.wait_in_user_code(wait, waiter, left):
                 return

@@ -378,8 +378,8 @@ class TaskManager:
 
     def cancel(self, task: Task, *, force: bool, recursive: bool) -> None:
         """Stop it: queued ones at once, running ones by their worker, by force by their node."""
-        if task.cancelled and not force:
-            return
+        if task.seq not in self.tasks or (task.cancelled and not force):
+            return  # it has ended, perhaps just now, because another one was cancelled
         task.cancelled = True
         lease = task.lease
         if lease is None:

@@ -86,7 +86,8 @@ class CoreWorker(ActorOps):
         """Wait until the node has answered Register. RaySystemError if it does not."""
         self.reactor.wait(self._registered, timeout)
         if self._registration is None:
-            raise RaySystemError(f"the node process did not answer within {timeout} s")
+            what = "ended before it answered" if self.closed else f"did not answer within {timeout} s"
+            raise RaySystemError(f"the node process {what}")
         return self._registration
 
     def _start(self, msg: Registered) -> None:
@@ -208,6 +209,8 @@ class CoreWorker(ActorOps):
         if not self.closed:
             self.closed = True
             self._fail_all()
+            if self.store is not None:  # who waits there for a pin or an extent
+                self.store.fail(errors.to_exception(("session_over",)))
         self.reactor.notify(self._registered)
         self.reactor.notify(self._lost)
 
@@ -235,7 +238,7 @@ class CoreWorker(ActorOps):
         self.closed = True
         self.reactor.after_fork_child()
 
-    def shutdown(self) -> None:
+    def shutdown(self, exiting: bool = False) -> None:
         """See the contract; a driver's is in worker.connect."""
         self.close()
 

@@ -19,6 +19,7 @@ from minray.worker.link import LOST
 from minray.worker.objects import ObjectOps
 from minray.worker.running import RUNNING
 from minray.worker.serialization import Serialized, serialize
+from minray.worker.unpicklable import explain_unpicklable
 from minray.worker.tasks import DYNAMIC, STORED, STREAMING, Function, SchedulingKey, Task
 
 if TYPE_CHECKING:
@@ -220,7 +221,10 @@ class Submission(ObjectOps):
             args = tuple(None if isinstance(a, ObjectRef) else a for a in args)
             kwargs = {k: None if isinstance(v, ObjectRef) else v for k, v in kwargs.items()}
             task.top = top
-        s = serialize([args, kwargs] if kwargs else args)
+        try:
+            s = serialize([args, kwargs] if kwargs else args, self.config.inline_limit)
+        except TypeError as error:
+            raise _unpicklable_argument(task.name, args, kwargs) or error from None
         if s.total > self.config.inline_limit:
             return keep, self._store_arguments(task, s)
         if not s.buffers and not s.refs:
@@ -318,3 +322,15 @@ class Submission(ObjectOps):
         if prepared.handle_id is not None:
             task.nested = (*task.nested, prepared.handle_id)
         return self._submit(task, keep)
+
+
+def _unpicklable_argument(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError | None:
+    """The error for the argument of ``name`` that cannot be pickled, with the path to the culprit."""
+    for label, value in [*enumerate(args), *kwargs.items()]:
+        try:
+            serialize(value)
+        except TypeError as error:
+            return TypeError(
+                f"{name}.remote(): cannot pickle {explain_unpicklable(value, f'argument {label!r}')}: {error}"
+            )
+    return None

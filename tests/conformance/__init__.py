@@ -1,1 +1,1 @@
-"""The public API's suite. It runs unchanged on minray, on minray's local mode, and on real Ray: see target.py."""
+"""The public API's suite: it runs unchanged on minray, its local mode, and real Ray. See target.py."""

@@ -1,4 +1,4 @@
-"""Fixtures shared by the conformance suite and the seeds: one runtime per module, a guard against hangs, gates.
+"""Fixtures of the conformance suite and the seeds: one runtime per module, a guard against hangs, gates.
 
 A module that wants other arguments for ``init`` sets ``INIT = {...}``; one that starts and stops runtimes
 itself sets ``INIT = None``. Nothing here knows which target runs: that is target.py's business.
@@ -29,7 +29,7 @@ class TestHang(BaseException):
 
 @contextmanager
 def hang_guard(name: str) -> Iterator[None]:
-    """End what hangs: first by an exception in the main thread, at last by ending the process with its stacks."""
+    """End what hangs: first by an exception in the main thread, at last the process, showing its stacks."""
     if not hasattr(signal, "SIGALRM"):
         yield
         return

@@ -208,7 +208,7 @@ def make_gate_keeper() -> Any:
 
 
 def eventually(condition: Callable[[], Any], what: str, limit: float = 10.0) -> Any:
-    """Poll ``condition`` until it is true and return its value; fail after ``limit`` seconds naming ``what``."""
+    """Poll ``condition`` until it is true; return its value, or fail in ``limit`` seconds by ``what``."""
     deadline = time.monotonic() + limit
     while True:
         value = condition()

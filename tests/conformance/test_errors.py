@@ -11,7 +11,16 @@ import warnings
 
 import pytest
 
-from .target import IS_RAY, exceptions, load_cloudpickle, minray_only, needs_concurrency, needs_processes, not_local, ray
+from .target import (
+    IS_RAY,
+    exceptions,
+    load_cloudpickle,
+    minray_only,
+    needs_concurrency,
+    needs_processes,
+    not_local,
+    ray,
+)
 
 
 class OwnInit(Exception):
@@ -86,7 +95,9 @@ def test_b07_args_are_forwarded():
 
 
 PICKLES = [
-    pytest.param(pickle, marks=minray_only("only its cloudpickle takes a class made on the fly"), id="pickle"),
+    pytest.param(
+        pickle, marks=minray_only("only its cloudpickle takes a class made on the fly"), id="pickle"
+    ),
     pytest.param(load_cloudpickle(), id="cloudpickle"),
 ]
 

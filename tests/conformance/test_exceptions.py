@@ -262,8 +262,7 @@ def test_a_full_store_is_an_object_store_full_error(monkeypatch):
     start(object_store_memory=80 * 1024 * 1024)
     held = [ray.put(np.zeros(2_500_000)) for _ in range(3)]  # 20 MB each
     with pytest.raises(exceptions.ObjectStoreFullError) as caught:
-        for _ in range(4):
-            held.append(ray.put(np.zeros(2_500_000)))
+        held += [ray.put(np.zeros(2_500_000)) for _ in range(4)]
     assert any(unit in str(caught.value) for unit in ("MB", "MiB", "bytes"))
     del held[:2]
     again = ray.put(np.ones(2_500_000))

@@ -1,5 +1,6 @@
 """Generators: B37 to B39, and the rest of ObjectRefGenerator's surface."""
 
+# ruff: noqa: UP028 -- Ray cannot stream a bare `yield from`
 from __future__ import annotations
 
 import asyncio

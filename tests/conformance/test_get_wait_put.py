@@ -1,5 +1,6 @@
 """get, wait and put: B1 to B6."""
 
+# ruff: noqa: UP028 -- Ray cannot stream a bare `yield from`
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""The hard cases that must work: recursion on one CPU, threads, finalizers, forks, crashes, closures, handles."""
+"""Hard cases that must work: recursion on one CPU, threads, finalizers, forks, closures, handles."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_nested_waits_on_one_cpu():
 def test_refs_inside_containers_of_every_kind():
     @ray.remote
     def sum_of(box):
-        return sum(ray.get(list(box["tuple"]) + [box["dict"]["deep"]] + list(box["set"])))
+        return sum(ray.get([*box["tuple"], box["dict"]["deep"], *box["set"]]))
 
     p = ray.put
     assert ray.get(sum_of.remote({"tuple": (p(1), p(2)), "dict": {"deep": p(3)}, "set": {p(4)}})) == 10

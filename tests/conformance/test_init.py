@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import os
 import sys
 
@@ -231,7 +232,9 @@ def test_auto_without_a_cluster_is_a_connection_error():
 
 @not_local("there is nothing to connect to")
 @pytest.mark.parametrize(
-    "options", [{"num_cpus": 1}, {"num_gpus": 1}, {"resources": {"a": 1}}, {"object_store_memory": 10**8}], ids=str
+    "options",
+    [{"num_cpus": 1}, {"num_gpus": 1}, {"resources": {"a": 1}}, {"object_store_memory": 10**8}],
+    ids=str,
 )
 def test_an_address_excludes_resources(options):
     with pytest.raises(ValueError):
@@ -242,7 +245,7 @@ def test_an_address_excludes_resources(options):
 @minray_only("it retries for a long time")
 @not_local("there is nothing to connect to")
 def test_an_address_where_nothing_listens_is_a_connection_error():
-    with pytest.raises(ConnectionError, match="127.0.0.1:1"):
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1"):
         ray.init(address="127.0.0.1:1")
 
 
@@ -266,16 +269,18 @@ AUTO = {
     "get": lambda: ray.get([]),
     "get_runtime_context": lambda: ray.get_runtime_context().get_node_id(),
     "get_gpu_ids": lambda: ray.get_gpu_ids(),
-    "get_actor": lambda: pytest.raises(ValueError, ray.get_actor, "absent"),
-    "kill": lambda: pytest.raises(ValueError, ray.kill, 5),
-    "cancel": lambda: pytest.raises(TypeError, ray.cancel, 5),
+    "get_actor": lambda: ray.get_actor("absent"),
+    "kill": lambda: ray.kill(5),
+    "cancel": lambda: ray.cancel(5),
 }
 
 
 @not_local("what starts by itself is a real runtime")
 @pytest.mark.parametrize("name", ["put", "task", "actor"] if IS_RAY else list(AUTO))
 def test_these_initialise_by_themselves(name):
-    AUTO[name]()
+    # The last three initialise and then complain.
+    with contextlib.suppress(ValueError, TypeError):
+        AUTO[name]()
     assert ray.is_initialized()
 
 
@@ -355,14 +360,16 @@ def test_the_session_folder_is_private_and_goes_away():
     eventually(lambda: not os.path.exists(session), "the folder is gone")
 
 
+NAMES = """
+init shutdown is_initialized remote put get wait cancel kill get_actor method nodes cluster_resources
+available_resources timeline get_gpu_ids get_runtime_context ObjectRef ObjectID ObjectRefGenerator
+DynamicObjectRefGenerator LoggingConfig ActorID TaskID JobID NodeID WorkerID exceptions util actor
+"""
+
+
 def test_version_and_names():
     assert isinstance(ray.__version__, str)
-    for name in (
-        "init shutdown is_initialized remote put get wait cancel kill get_actor method nodes cluster_resources "
-        "available_resources timeline get_gpu_ids get_runtime_context ObjectRef ObjectID ObjectRefGenerator "
-        "DynamicObjectRefGenerator LoggingConfig ActorID TaskID JobID NodeID WorkerID exceptions util actor"
-    ).split():
-        assert hasattr(ray, name), name
+    assert [name for name in NAMES.split() if not hasattr(ray, name)] == []
     assert hasattr(ray.actor, "ActorHandle")
     assert hasattr(ray.actor, "ActorClass")
     assert hasattr(ray.actor, "exit_actor")

@@ -179,8 +179,15 @@ def test_b24_placement_groups_say_that_they_are_not_built_yet():
 def test_a_task_sees_what_it_was_given():
     assert ray.get(assigned.remote()) == {"CPU": 1}
     assert ray.get(assigned.options(num_cpus=0).remote()) == {}
-    assert ray.get(assigned.options(num_cpus=0.5, resources={"rare": 0.25}).remote()) == {"CPU": 0.5, "rare": 0.25}
-    assert ray.get(assigned.options(num_gpus=1, memory=2**20).remote()) == {"CPU": 1, "GPU": 1, "memory": 2**20}
+    assert ray.get(assigned.options(num_cpus=0.5, resources={"rare": 0.25}).remote()) == {
+        "CPU": 0.5,
+        "rare": 0.25,
+    }
+    assert ray.get(assigned.options(num_gpus=1, memory=2**20).remote()) == {
+        "CPU": 1,
+        "GPU": 1,
+        "memory": 2**20,
+    }
 
 
 @needs_concurrency
@@ -272,7 +279,9 @@ def test_available_resources_return_to_the_totals():
 
 
 @minray_only("an infeasible task hangs with a warning")
-@pytest.mark.parametrize("request_", [{"num_cpus": 99}, {"num_gpus": 9}, {"resources": {"absent": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "request_", [{"num_cpus": 99}, {"num_gpus": 9}, {"resources": {"absent": 1}}], ids=str
+)
 def test_an_infeasible_task_is_an_error_that_names_request_and_totals(request_, short_grace):
     with pytest.raises(exceptions.TaskUnschedulableError) as caught:
         ray.get(echo.options(**request_).remote(1))

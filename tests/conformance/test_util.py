@@ -163,7 +163,7 @@ def test_queue_of_many_producers_and_consumers(made):
     q = made(maxsize=3)
     consumers = [consume.remote(q, 10) for _ in range(2)]
     ray.get([produce.remote(q, start) for start in (0, 100)])
-    items = sum(ray.get(consumers), [])
+    items = [item for taken in ray.get(consumers) for item in taken]
     assert sorted(items) == [*range(10), *range(100, 110)]
 
 
@@ -209,7 +209,14 @@ def test_pool_map_keeps_the_order():
 
 def test_pool_map_unordered_yields_everything():
     pool = util.ActorPool([Doubler.remote() for _ in range(2)])
-    assert sorted(pool.map_unordered(lambda actor, n: actor.double.remote(n), range(6))) == [0, 2, 4, 6, 8, 10]
+    assert sorted(pool.map_unordered(lambda actor, n: actor.double.remote(n), range(6))) == [
+        0,
+        2,
+        4,
+        6,
+        8,
+        10,
+    ]
 
 
 @needs_concurrency

@@ -1,1 +1,1 @@
-"""Whole sessions in real processes, run from scripts as users run them. Only minray: Ray makes no such promises."""
+"""Whole sessions in real processes, run from scripts as users run them; Ray makes no such promises."""

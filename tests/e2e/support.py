@@ -1,9 +1,9 @@
 """Drivers as scripts in processes of their own, and the search for what they leave behind.
 
-A ``Driver`` runs a program with a mark in its environment. Everything that descends from it inherits the mark,
-so ``Driver.processes()`` finds daemon, zygote, workers and what users' tasks started, whoever their parent is
-by now. Its sessions live in a folder of their own (``MINRAY_TEMP_DIR``), so folders, and by their random names
-segments, are found without touching anybody else's session on this machine.
+A ``Driver`` runs a program with a mark in its environment. All that descends from it inherits the mark, so
+``Driver.processes()`` finds daemon, zygote, workers and what users' tasks started, whoever their parent is
+by now. Its sessions live in a folder of their own (``MINRAY_TEMP_DIR``), so folders, and by their random
+names segments, are found without touching anybody else's session on this machine.
 
 Programs get a prelude (``ray`` imported, ``say`` to tell the test something) and talk to the test through a
 file: no pipe that could fill, none that an orphan could hold open.
@@ -42,7 +42,7 @@ import minray as ray
 
 
 def eventually(condition: Callable[[], Any], what: str, limit: float = LIMIT_S) -> Any:
-    """Poll ``condition`` until it is true and return its value; fail after ``limit`` seconds naming ``what``."""
+    """Poll ``condition`` until it is true; return its value, or fail in ``limit`` seconds by ``what``."""
     deadline = time.monotonic() + limit
     while True:
         value = condition()
@@ -115,7 +115,9 @@ class Driver:
             if len(lines) >= count:
                 return lines
             if self.process.poll() is not None and len(self.said(word)) < count:
-                raise AssertionError(f"it ended (code {self.process.returncode}) without {word!r}\n{self.err}")
+                raise AssertionError(
+                    f"it ended (code {self.process.returncode}) without {word!r}\n{self.err}"
+                )
             return None
 
         try:

@@ -1,8 +1,8 @@
-"""Nothing is left behind: SIGKILL of each kind of process under load, and every way in which a driver can end.
+"""Nothing is left behind: SIGKILL of each kind of process under load, and every way a driver can end.
 
-Within five seconds no process of the session, no segment and no folder remains. ``MINRAY_TEST_KILLS`` says how
-often each kind is killed (the kill environment of tox asks for a hundred); moments are random but seeded by the
-round, so that a failing round can be repeated: the parameter is the seed.
+Within five seconds no process of the session, no segment and no folder remains. ``MINRAY_TEST_KILLS`` says
+how often each kind is killed (the kill environment of tox asks for a hundred); moments are random but seeded
+by the round, so that a failing round can be repeated: the parameter is the seed.
 """
 
 from __future__ import annotations
@@ -51,15 +51,20 @@ turn(0)
 say("ready")
 """
 
-FOREVER = LOAD + """
+FOREVER = (
+    LOAD
+    + """
 i = 0
 while True:
     i += 1
     turn(i)
     say("turn")
 """
+)
 
-UNTIL_ERROR = LOAD + """
+UNTIL_ERROR = (
+    LOAD
+    + """
 try:
     while True:
         turn(1)
@@ -69,17 +74,21 @@ except Exception as error:
 ray.shutdown()
 say("shut")
 """
+)
 
-SOME_TURNS = LOAD + """
+SOME_TURNS = (
+    LOAD
+    + """
 for i in range(1, 8):
     turn(i)
     say("turn")
 say("done")
 """
+)
 
 
 def moment(*seed, most=0.3):
-    """Sleep to a moment that only the seed decides. The one sleep of this file: the moment is what is tested."""
+    """Sleep to a moment that only the seed decides: the moment is what is tested."""
     time.sleep(random.Random(repr(seed)).uniform(0, most))
 
 

@@ -1,8 +1,8 @@
 """Restricted hosts: each restriction is forced, by a setting or by the kernel, and the same program runs.
 
-No or small ``/dev/shm``, no AF_UNIX, no fork, no semaphores, a long TMPDIR, a HOME that nobody can write, proxies
-that lead nowhere, no network at all. A restriction that this machine does not let us make is skipped with the
-reason.
+No or small ``/dev/shm``, no AF_UNIX, no fork, no semaphores, a long TMPDIR, a HOME that nobody can write,
+proxies that lead nowhere, no network at all. A restriction that this machine does not let us make is skipped
+with the reason.
 """
 
 from __future__ import annotations
@@ -151,8 +151,9 @@ def test_flags_of_the_interpreter(drive, flags):
 
 
 def test_isolated_mode(drive):
-    """``python -I`` ignores PYTHONPATH; the path that the program made for itself has to reach its workers."""
-    run = f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); runpy.run_path('driver.py', run_name='__main__')"
+    """``python -I`` ignores PYTHONPATH; the path that the program made has to reach its workers."""
+    path = f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})"
+    run = f"{path}; runpy.run_path('driver.py', run_name='__main__')"
     runs(drive(PROGRAM, command=[sys.executable, "-I", "-c", run]))
 
 
@@ -225,7 +226,9 @@ def test_no_dev_shm_at_all(drive, tmp_path):
     empty.mkdir()
     for name in ("null", "zero", "random", "urandom", "full", "tty"):
         (empty / name).touch()
-    binds = " ".join(f"mount --bind /dev/{name} {empty / name} &&" for name in ("null", "zero", "random", "urandom"))
+    binds = " ".join(
+        f"mount --bind /dev/{name} {empty / name} &&" for name in ("null", "zero", "random", "urandom")
+    )
     wrapper = in_namespace("--mount", setup=f"{binds} mount --rbind {empty} /dev || exit 77;")
     driver = drive(PROGRAM, wrapper=wrapper)
     runs(driver)

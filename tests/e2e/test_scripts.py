@@ -1,4 +1,4 @@
-"""Programs as users write and run them: scripts, with and without a guard, notebooks, pipes, Ctrl-C, exits."""
+"""Programs as users run them: scripts with and without a guard, notebooks, pipes, Ctrl-C, exits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def main():
 
 
 def test_functions_and_classes_of_main(drive):
-    ends_well(drive(MAIN + "if __name__ == '__main__':\n" + textwrap.indent(START + "main()\n", "    ")), "ok")
+    ends_well(
+        drive(MAIN + "if __name__ == '__main__':\n" + textwrap.indent(START + "main()\n", "    ")), "ok"
+    )
 
 
 @pytest.mark.parametrize("launcher", ["fork", "spawn"])
@@ -233,7 +235,9 @@ say("ok")
 
 # --- prints -------------------------------------------------------------------------------------
 
-SPEAK = START + """
+SPEAK = (
+    START
+    + """
 @ray.remote
 def speak():
     print("a line of a task")
@@ -249,6 +253,7 @@ class Speaker:
 say("task", ray.get(speak.remote()))
 say("actor", ray.get(Speaker.remote().speak.remote()))
 """
+)
 
 
 def test_prints_arrive_with_name_and_pid(drive):
@@ -351,7 +356,9 @@ def test_closed_standard_streams(drive, closed):
     driver.leaves_nothing()
 
 
-CTRL_C = START + """
+CTRL_C = (
+    START
+    + """
 @ray.remote
 def hang():
     while True:
@@ -368,6 +375,7 @@ try:
 except KeyboardInterrupt:
     say("interrupted")
 """
+)
 
 
 def test_the_first_ctrl_c_interrupts_and_the_session_stays_usable(drive):
@@ -390,7 +398,9 @@ def test_the_second_ctrl_c_exits(drive):
 
 def test_ctrl_c_of_a_terminal_reaches_the_whole_group(drive):
     """A terminal signals the foreground process group; workers and daemons must not be in it."""
-    driver = drive(CTRL_C + "assert ray.get(echo.remote(5), timeout=30) == 5\nsay('ok')\n", start_new_session=True)
+    driver = drive(
+        CTRL_C + "assert ray.get(echo.remote(5), timeout=30) == 5\nsay('ok')\n", start_new_session=True
+    )
     driver.await_word("ready")
     os.killpg(driver.process.pid, signal.SIGINT)
     ends_well(driver, "interrupted", "ok")
@@ -484,7 +494,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @needs_fork
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "pass"])
 def test_a_fork_of_the_driver_does_no_harm(drive, end):
-    """The child runs atexit handlers and destructors of what it inherited; the parent's session must not notice."""
+    """The child runs atexit handlers and destructors of what it inherited; the session must not notice."""
     driver = drive(
         START
         + f"""

@@ -125,7 +125,7 @@ class FakeRuntime:
         self.asked.append(("gcs", method, *args))
         return []
 
-    def shutdown(self) -> None:
+    def shutdown(self, exiting: bool = False) -> None:
         self.asked.append(("shutdown",))
 
 

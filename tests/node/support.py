@@ -108,7 +108,7 @@ class World:
         idle_turns = 0
         while (due := self.table.next_deadline()) is not None and due <= end:
             idle_turns = 0 if due > self.now else idle_turns + 1
-            assert idle_turns < 20, f"the machine wants to be called at {due} again and again; it is {self.now}"
+            assert idle_turns < 20, f"to be called at {due} again and again, and it is {self.now}"
             self.now = max(self.now, due)
             self.do(self.table.tick(self.now))
         self.now = end

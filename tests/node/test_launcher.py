@@ -133,6 +133,19 @@ def test_when_the_node_goes_the_zygote_removes_everything(forking: Bench) -> Non
     assert not forking.folder.exists()
 
 
+# -- without pidfds --------------------------------------------------------------------------------
+
+
+def test_ends_are_noticed_without_pidfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    bench = Bench("spawn", tmp_path)
+    try:
+        bench.start(1, "exit")
+        assert bench.ended(1) == 7
+    finally:
+        bench.close()
+
+
 # -- the reaper ------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,32 @@ def test_deeper_tasks_are_not_held_back() -> None:
     assert granted(world, DRIVER) == 1
 
 
+def test_who_waits_for_what_actors_hold_is_told_once() -> None:
+    world = World(cpus=2)
+    for number in (1, 2):
+        world.do(world.table.start_actor(actor_order(number, lifetime_resources=CPU1), world.now))
+    world.register_all()
+    world.demand(1)
+    assert world.warnings == []
+    world.pass_time(10.1)
+    (text,) = world.warnings
+    assert "task f1 has waited 10 s for CPU: 1" in text
+    assert "2 × actor Counter" in text
+    world.demand(3)
+    world.pass_time(60)
+    assert len(world.warnings) == 1
+    assert world.table.next_deadline() is None
+
+
+def test_who_waits_for_tasks_is_not_warned() -> None:
+    world = World(cpus=1)
+    world.demand(1, owner=A, depth=1)
+    world.register_all()
+    world.demand(1, owner=B)
+    world.pass_time(60)
+    assert world.warnings == []
+
+
 # -- caps ------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
-"""Async and threaded actors, FileLock, SignalActor, Queue, custom resources by ``.options``, cancel, timeouts,
-zero-copy arrays."""
+"""Async and threaded actors, FileLock, SignalActor, Queue, custom resources by ``.options``, cancel,
+timeouts, zero-copy arrays."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_queue_between_tasks():
 
     consumers = [consumer.remote(queue) for _ in range(2)]
     [queue.put(i) for i in range(10)]
-    assert sorted(sum(ray.get(consumers), [])) == list(range(10))
+    assert sorted(item for taken in ray.get(consumers) for item in taken) == list(range(10))
     queue.shutdown()
 
 

@@ -141,7 +141,8 @@ def test_error_info_without_a_get():
 
     fail.remote()
     infos = eventually(
-        lambda: [info for info in ray.error_info() if "This task failed!!" in info["message"]], "the error is listed"
+        lambda: [info for info in ray.error_info() if "This task failed!!" in info["message"]],
+        "the error is listed",
     )
     assert infos[0]["type"] == "task"
     assert "fail" in infos[0]["message"]

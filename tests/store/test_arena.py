@@ -51,6 +51,19 @@ def test_the_most_recently_used_extent_comes_first() -> None:
     assert arena.allocate(64, 4.0) == (1, 0)
 
 
+def test_small_objects_stay_out_of_the_segment_of_a_large_one_unless_memory_is_short() -> None:
+    arena = Arena()
+    arena.add(1, 64 << 20, 0.0, made_for=60 << 20)
+    assert arena.allocate(60 << 20, 0.0) == (1, 0)
+    arena.free(1, 0, 60 << 20, 0.0)
+    assert arena.allocate(1000, 0.0) is None
+    assert arena.allocate(8 << 20, 0.0) == (1, 0)
+    assert arena.allocate(1000, 0.0, anywhere=True) == (1, 8 << 20)
+    shared = Arena()
+    shared.add(1, 64 << 20, 0.0, made_for=1 << 20)
+    assert shared.allocate(1000, 0.0) == (1, 0)
+
+
 def test_parts_of_an_allocation_can_be_freed() -> None:
     arena = Arena()
     arena.add(1, 1024, 0.0)

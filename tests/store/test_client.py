@@ -322,6 +322,24 @@ def test_a_write_that_timed_out_keeps_the_extent_for_the_next(shm: Segments) -> 
     world.close()
 
 
+def test_who_waits_gets_what_is_freed_here_meanwhile(shm: Segments) -> None:
+    """In an extent that cannot go back, since something else lives in it."""
+    world = World(shm, capacity=MIB, extent_size=16 * MIB, grace_s=10.0)
+    writer, owner = world.client("w"), world.client("o")
+    put(writer, bytes(100))
+    locations = [put(writer, bytes(10 * KIB)) for _ in range(6)]
+    for n, location in enumerate(locations):
+        writer.report([(object_id(n), location)], owner._worker_id)
+    while world.table.stats().reserved < MIB:
+        put(owner, bytes(60 * KIB))
+    world.settle()
+    before = world.clock.monotonic()
+    owner.free([(object_id(n), location) for n, location in enumerate(locations)])
+    put(writer, bytes(40 * KIB))
+    assert world.clock.monotonic() == before
+    world.close()
+
+
 class _Interrupting:
     """Waits that a KeyboardInterrupt ends: before the answer, or after it came."""
 

@@ -29,7 +29,7 @@ from minray.wire.messages import (
 from minray.worker.actor_calls import ActorClient
 from minray.worker.core import Core, new_actor_client
 from minray.worker.references import STORED
-from minray.worker.tasks import ITEM, MULTI, SchedulingKey
+from minray.worker.tasks import ITEM, MULTI, Function, SchedulingKey
 
 if TYPE_CHECKING:
     from minray.testing.simulator.run import Simulation
@@ -61,6 +61,7 @@ class Process:
         self.creating: dict[int, Frame] = {}  # requests to the GCS that create an actor
         self.created: dict[int, bytes] = {}  # their hidden objects
         self.actor_refs: dict[bytes, bytes] = {}  # hidden object → actor, where we created it
+        self.functions: list[Function] = []
         self._keys: dict[tuple[Any, ...], SchedulingKey] = {}
         self._requests = 0
 

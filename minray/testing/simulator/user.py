@@ -1,0 +1,348 @@
+"""What simulated user code does: everything a program can do with references, tasks, actors and generators.
+
+A ``Frame`` is one piece of user code with its local variables: a driver's program, a task, a call of an actor. Its
+actions are generators: at each ``yield`` somebody else may act. ``wait`` ends when its condition holds, when the
+dice say that the timeout is over, or when the simulation ends a wait that nobody would ever end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from minray.testing.simulator.ledger import ActorFacts, Handle, SimulationError
+from minray.testing.simulator.process import CPU, Process
+from minray.worker.references import ERROR, INLINE, PENDING
+from minray.worker.tasks import STORED, STREAMING, Function, Stream, Task
+
+Steps = Iterator[None]
+MAX_DEPTH = 2  # of nested tasks: the world must end
+RETRIES = (0, 0, 1, 3, -1)
+TOO_MUCH = 99  # CPUs that no node has
+
+
+class Frame:
+    """One piece of user code. ``open`` until it has ended."""
+
+    def __init__(self, process: Process, *, submits: bool = True) -> None:
+        self.process = process
+        self.sim = process.sim
+        self.rng = process.sim.rng
+        self.core = process.core
+        self.handles: list[Handle] = []
+        self.streams: list[Stream] = []
+        self.weak: list[bytes] = []  # hidden ids of actors found by name
+        self.open = True
+        self.submits = submits
+        self.cancelled = False
+        self.consumed = 0  # of the stream that it produces
+        self.waiting: Callable[[], bool] | None = None
+
+    # -- references ----------------------------------------------------------------------------------
+
+    def take(self, refs: list[tuple[bytes, Any, bool]]) -> None:
+        """Unpickle a value: one more local reference for each one inside."""
+        for object_id, owner, _ in refs:
+            self.core.refs.borrow(object_id, owner)
+            self.handles.append((object_id, owner))
+
+    def in_hand(self) -> list[Handle]:
+        """Local and global variables."""
+        return self.handles + self.process.kept
+
+    def pick(self, most: int) -> list[Handle]:
+        """Some of the references in hand."""
+        everything = self.in_hand()
+        return self.rng.sample(everything, min(len(everything), self.rng.randint(0, most)))
+
+    def drop(self, handles: list[Handle], index: int) -> None:
+        """Let go of one."""
+        object_id, _ = handles.pop(index)
+        self.core.refs.drop(object_id)
+
+    def close(self, *, keeps: float) -> None:
+        """The end of the local variables; each reference may have found its way to a global one."""
+        self.open = False
+        for stream in self.streams:
+            self.core.release_stream(stream.seq)
+        self.streams.clear()
+        self.weak.clear()
+        while self.handles:
+            if self.rng.random() < keeps:
+                self.process.kept.append(self.handles.pop())
+            else:
+                self.drop(self.handles, -1)
+
+    # -- waiting -------------------------------------------------------------------------------------
+
+    def wait(self, done: Callable[[], bool]) -> Steps:
+        """Until ``done()``; or no longer (see the file's head)."""
+        self.waiting = done
+        while self.waiting is not None and not done() and self.rng.random() > 0.02:
+            yield
+        self.waiting = None
+
+    def blocked(self) -> bool:
+        """Whether it waits for something that is not there."""
+        return self.waiting is not None and not self.waiting()
+
+    # -- actions -------------------------------------------------------------------------------------
+
+    def act(self) -> Steps:
+        """One random thing."""
+        actions = [self.put, self.get, self.forget, self.consume, self.call, self.look_up, self.cancel]
+        weights = [20, 25, 20, 15, 15, 2, 5]
+        if self.submits and self.process.depth < MAX_DEPTH:
+            actions += [self.submit, self.create, self.kill]
+            weights += [30, 6, 2]
+        (action,) = self.rng.choices(actions, weights)
+        return action()
+
+    def put(self) -> Steps:
+        """An object with some references inside."""
+        core, rng = self.core, self.rng
+        object_id = core.object_id(core.next_seq(), 0)
+        inner = self.sim.ledger.allowed(object_id, self.pick(2))
+        record = core.refs.own(object_id)
+        refs = [(i, o, False) for i, o in inner]
+        if rng.random() < 0.5:
+            record.status, record.value = INLINE, (b"", [], refs)
+        else:
+            record.status, record.value = STORED, (self.sim.ledger.location(), 1, refs)
+            self.sim.ledger.heard_of(object_id)
+        core.refs.set_contains(record, tuple(i for i, _ in inner))
+        self.handles.append((object_id, self.process.address))
+        yield
+
+    def get(self) -> Steps:
+        """The value of some object, and with it the references inside."""
+        everything = self.in_hand()
+        if everything:
+            handle = self.rng.choice(everything)
+            # It may be dropped by a neighbour while we wait: what waits keeps its own reference.
+            self.core.refs.borrow(*handle)
+            self.handles.append(handle)
+            yield from self.wait(lambda: self._ready(handle))
+            if self._ready(handle):
+                self._open(handle)
+        yield
+
+    def _ready(self, handle: Handle) -> bool:
+        record = self.core.objects.get(handle[0])
+        if record is None:
+            raise SimulationError(f"{self.process}: {handle[0].hex()} is referenced but unknown here")
+        if record.status == PENDING and record.waiters is None:
+            self.core.when_ready(handle[0], record, _NOBODY)
+        return record.status != PENDING
+
+    def _open(self, handle: Handle) -> None:
+        record = self.core.objects[handle[0]]
+        if record.status != ERROR and type(record.value) is not bytes:
+            self.take(record.value[2])
+        elif record.status == ERROR and record.value[0] == "freed":
+            self.sim.check_lost(self.process, handle[0])
+
+    def forget(self) -> Steps:
+        """Drop a reference, or a generator."""
+        if self.streams and self.rng.random() < 0.2:
+            stream = self.streams.pop(self.rng.randrange(len(self.streams)))
+            self.core.release_stream(stream.seq)
+        elif self.handles:
+            self.drop(self.handles, self.rng.randrange(len(self.handles)))
+        elif self.process.kept and self.rng.random() < 0.5:
+            self.drop(self.process.kept, self.rng.randrange(len(self.process.kept)))
+        yield
+
+    def cancel(self) -> Steps:
+        """Cancel some unfinished task or call of this process."""
+        core, rng = self.core, self.rng
+        tasks = [*core.owner.tasks.values(), *core.calls.tasks.values()]
+        if tasks:
+            task = rng.choice(tasks)
+            force = task.actor is None and rng.random() < 0.3
+            core.cancel_task(task, force=force, recursive=rng.random() < 0.5)
+        yield
+
+    # -- tasks ---------------------------------------------------------------------------------------
+
+    def submit(self) -> Steps:
+        """A task of some kind."""
+        functions = [f for f in self.process.functions if f.key.depth == self.process.depth]
+        function = self.rng.choice(functions) if functions and self.rng.random() < 0.5 else self._define()
+        seq = self.core.next_seq()
+        self._send(Task(seq, function, b"", None, function.num_returns, function.max_retries))
+        yield
+
+    def _define(self) -> Function:
+        """A remote function under some options."""
+        rng, process = self.rng, self.process
+        retires = rng.random() < 0.1
+        units = rng.choices((CPU, 0, TOO_MUCH * CPU), (90, 9, 1))[0]
+        retries = rng.choice(RETRIES)
+        n = rng.choices((1, 2, 0, STREAMING), (75, 7, 3, 15))[0]
+        meta = {
+            "n": n,
+            "depth": process.depth + 1,
+            "max_calls": int(retires),
+            "once": retries == 0,
+            "retry": rng.random() < 0.2,
+            "backpressure": rng.choice((0, 0, 1, 2)),
+        }
+        function = Function(
+            len(process.functions), b"", "f", process.key(units, retires=retires),
+            num_returns=n, max_retries=retries, max_calls=int(retires), meta=meta,
+        )  # fmt: skip
+        process.functions.append(function)
+        return function
+
+    def _send(self, task: Task, *, handle: tuple[bytes, ...] = ()) -> None:
+        """Arguments, and what comes back. ``handle``: of the actor, if it is counted."""
+        self._arguments(task)
+        task.nested += handle
+        task.parent = self
+        sim, process = self.sim, self.process
+        sim.ledger.submitted(process.worker_id, task.seq, task.retries)
+        ids = self.core.submit(task, sim.now)
+        self.handles += [(i, process.address) for i in ids]
+        if task.stream is not None:
+            self.streams.append(task.stream)
+
+    def _arguments(self, task: Task) -> None:
+        nested = list(dict.fromkeys(self.pick(2)))
+        if nested:
+            task.payload = (b"", [], [(i, o, False) for i, o in nested])
+            task.nested = tuple(i for i, _ in nested)
+        top = self.pick(2)
+        if top:
+            task.top = [(position, handle[0]) for position, handle in enumerate(top)]
+
+    # -- generators ----------------------------------------------------------------------------------
+
+    def consume(self) -> Steps:
+        """next() of a generator, a peek, or completed()."""
+        if not self.streams:
+            return
+        stream = self.rng.choice(self.streams)
+        if self.rng.random() < 0.2:
+            self._peek(stream, 1 if self.rng.random() < 0.3 else 2 + stream.consumed)
+        else:
+            yield from self.wait(lambda: stream.produced > stream.consumed or stream.ended())
+            if self.open and stream in self.streams:
+                self.next_item(stream)
+        yield
+
+    def next_item(self, stream: Stream) -> bool:
+        """Take one item, if there is one."""
+        object_id = self.core.stream_take(stream)
+        if object_id is not None:
+            self.handles.append((object_id, self.process.address))
+        return object_id is not None
+
+    def _peek(self, stream: Stream, index: int) -> None:
+        """A reference to what may come, as worker.streams makes it."""
+        core = self.core
+        object_id = core.object_id(stream.seq, index)
+        record = core.objects.get(object_id)
+        if record is None:
+            if stream.ended() or stream.outcome is not None:
+                return
+            record = core.refs.own(object_id, local=0)
+            record.task = core.owner.tasks.get(stream.seq) or core.calls.tasks.get(stream.seq)
+        record.local += 1
+        self.handles.append((object_id, self.process.address))
+
+    # -- actors --------------------------------------------------------------------------------------
+
+    def create(self) -> Steps:
+        """An actor. Its handle is there when the GCS has answered."""
+        core, rng, process = self.core, self.rng, self.process
+        handle_id = core.object_id(core.next_seq(), 0)
+        inner = self.sim.ledger.allowed(handle_id, self.pick(1))
+        record = core.refs.own(handle_id)
+        record.status, record.value, record.task = INLINE, b"", "actor"
+        core.refs.set_contains(record, tuple(i for i, _ in inner))
+        actor_id = rng.randbytes(12) + process.job_id
+        options = {
+            "max_restarts": rng.choice((0, 0, 1, -1)),
+            "max_task_retries": rng.choice((0, 0, 1, -1)),
+            "concurrency": rng.choice((1, 1, 3)),
+            "fails": rng.random() < 0.05,
+        }
+        spec = {
+            "actor_id": actor_id,
+            "job_id": process.job_id,
+            "owner": process.address,
+            "class_name": "A",
+            "method_meta": b"",
+            "options": options,
+            "args": (b"", [], [(i, o, False) for i, o in inner]),
+            "handle_id": handle_id,
+            "placement_resources": {"CPU": CPU},
+            "lifetime_resources": rng.choice(({}, {"CPU": CPU})),
+        }
+        self.sim.ledger.actors[handle_id] = ActorFacts(actor_id, handle_id, options)
+        number = process.ask_gcs("create_actor", spec)
+        process.creating[number], process.created[number] = self, handle_id
+        self.waiting = lambda: number not in process.creating
+        while number in process.creating:
+            yield
+        self.waiting = None
+
+    def _some_actor(self) -> tuple[ActorFacts, bool] | None:
+        """An actor whose handle we have, and whether it is counted."""
+        known = self.sim.ledger.actors
+        strong = [h[0] for h in self.in_hand() if h[0] in known]
+        everything = strong + self.weak
+        if not everything:
+            return None
+        index = self.rng.randrange(len(everything))
+        return known[everything[index]], index < len(strong)
+
+    def call(self) -> Steps:
+        """Some calls of an actor in a row; what is left for a batch leaves at the next turn of the reactor."""
+        chosen = self._some_actor()
+        if chosen is None:
+            return
+        facts, counted = chosen
+        for _ in range(self.rng.randint(1, 3)):
+            if counted and facts.handle_id not in [h[0] for h in self.in_hand()]:
+                return
+            self.call_once(facts, counted=counted)
+            if self.rng.random() < 0.3:
+                yield
+        yield
+
+    def call_once(self, facts: ActorFacts, *, counted: bool) -> None:
+        """One call."""
+        process, rng = self.process, self.rng
+        n = rng.choices((1, 2, STREAMING), (80, 8, 12))[0]
+        extra = {"n": n, "retry": rng.random() < 0.1, "backpressure": rng.choice((0, 0, 1, 2))}
+        retries = facts.options["max_task_retries"]
+        task = Task(self.core.next_seq(), "m", b"", extra, n, retries)
+        task.actor = process.client(facts.actor_id, facts.options)
+        self.sim.ledger.numbered(process.worker_id, task.seq)
+        self._send(task, handle=(facts.handle_id,) if counted else ())
+
+    def look_up(self) -> Steps:
+        """get_actor(): a handle that does not count."""
+        mine = [a for a in self.sim.ledger.actors.values() if a.actor_id[12:] == self.process.job_id]
+        if mine:
+            facts = self.rng.choice(mine)
+            self.weak.append(facts.handle_id)
+            self.process.client(facts.actor_id, facts.options)
+        yield
+
+    def kill(self) -> Steps:
+        """kill(): with or without a restart."""
+        chosen = self._some_actor()
+        if chosen is not None:
+            self.process.ask_gcs("kill_actor", chosen[0].actor_id, self.rng.random() < 0.5)
+        yield
+
+
+class _Nobody:
+    def ready(self, _id: Any, _record: Any) -> None:
+        """The simulated user code looks again by itself."""
+
+
+_NOBODY = _Nobody()
