@@ -119,8 +119,10 @@ class LeaseTable:
         """An owner states how many workers it wants for a key."""
         place = (owner, msg.key)
         demand = self.demands.get(place)
+        if owner not in self.addresses:
+            return []  # it has left, or its job has ended: a last wish must not start workers
         if demand is None:
-            if msg.wanted <= 0 or owner not in self.addresses:
+            if msg.wanted <= 0:
                 return []
             worker_class = self.home(owner).with_env(msg.env_vars)
             demand = Demand(owner, msg.key, worker_class, 0, msg.resources, msg.depth, msg.description)
@@ -286,6 +288,7 @@ class LeaseTable:
             if worker.worker_class.job_id == job_id and worker.worker_id not in spared:
                 lease = self.leases.get(worker.lease_no)
                 graceful = lease is None or lease.demand.actor is not None
+                self.addresses.pop(worker.worker_id, None)
                 effects += self.pool.leave(worker.number, now, graceful=graceful, reason="its job has ended")
         return effects + self.schedule(now)
 

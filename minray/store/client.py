@@ -90,11 +90,11 @@ class StoreClient(ClientLedger):
         """Allocate, with a new extent if need be."""
         with self._lock:
             self._check_open()
-            messages = self._drain_locked()
+            self._drain_locked()
             room = self._arena.allocate(size, self._clock())
             if room is None and not may_wait:
                 room = self._arena.allocate(size, self._clock(), anywhere=True)
-        self._send_all(messages)
+        self._flush()
         if room is not None:
             return room
         if not may_wait:
@@ -105,10 +105,12 @@ class StoreClient(ClientLedger):
         """A new extent from the node, or what becomes free here meanwhile."""
         pending = Pending(lambda _: self._waits.notify(waiter), size=size)
         waiter = self._waits.make()
-        request_id = self._ask(pending)
-        self._send(ExtentRequest(request_id, max(size, 1)))
+        with self._lock:
+            request_id = self._ask(pending)
+            self._outbox.append(ExtentRequest(request_id, max(size, 1)))
+        self._flush()
         try:
-            answered = self._waits.wait(waiter, timeout)
+            self._waits.wait(waiter, timeout)
         except BaseException:
             self._forget_request(request_id, pending)
             raise
@@ -121,7 +123,7 @@ class StoreClient(ClientLedger):
         if pending.error is not None:
             raise pending.error
         self._forget_request(request_id, pending)
-        raise TimeoutError(f"no extent of {size} bytes within {timeout} s (answered: {answered})")
+        raise TimeoutError(f"no extent of {size} bytes within {timeout} s")
 
     def _forget_request(self, request_id: int, pending: Pending) -> None:
         """The waiter left early. A grant that came, or comes, stays in the arena, unused."""
@@ -145,14 +147,17 @@ class StoreClient(ClientLedger):
                     entry.reported = True
                     entry.object_id = object_id
                     sealed.append((object_id, owner, entry.segment_id, entry.offset, entry.length))
-        if sealed:
-            self._send(Sealed(sealed))
+            if sealed:
+                self._outbox.append(Sealed(sealed))
+        self._flush()
 
     def free(self, objects: Iterable[tuple[bytes, Location]]) -> None:
         """Their owner, this process, dropped the last reference to these objects, wherever they are."""
         told = [(i, *location[1:]) for i, location in objects if not self.free_own(location)]
         if told:
-            self._send(Free(told))
+            with self._lock:
+                self._outbox.append(Free(told))
+            self._flush()
 
     def free_own(self, location: Location) -> bool:
         """Free a private object: no message is needed. False if it was reported, or is not ours."""
@@ -257,11 +262,15 @@ class StoreClient(ClientLedger):
 
         pending = Pending(answered, objects=[object_id for object_id, _ in missing.values()])
         try:
-            request_id = self._ask(pending)
+            with self._lock:
+                request_id = self._ask(pending)
+                for object_id in pending.objects:
+                    self._asking[object_id] = self._asking.get(object_id, 0) + 1
+                self._outbox.append(Pin(request_id, list(missing.values())))
         except BaseException:
             release_all(held)
             raise
-        self._send(Pin(request_id, list(missing.values())))
+        self._flush()
 
 
 class _Shortage(Exception):

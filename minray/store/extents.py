@@ -183,8 +183,6 @@ class ExtentTable:
             waiting.missing.clear()
             self._answer_pins(waiting)
         self._pin_requests = [w for w in self._pin_requests if w.missing]
-        for segment in self._book.abandoned(now):
-            self._unlink(segment)
         return self._done(now)
 
     def next_deadline(self) -> float | None:
@@ -315,8 +313,6 @@ class ExtentTable:
             segment.vacate(offset, length)
             if segment.writer is not None:
                 self._returned.setdefault(segment.writer, []).append((segment_id, offset, length))
-            elif not segment.ranges:
-                self._unlink(segment)
 
     # --- pins -------------------------------------------------------------------------------------
 
@@ -398,6 +394,8 @@ class ExtentTable:
         self._effects.append(("send", worker, message))
 
     def _done(self, now: float) -> list[Effect]:
+        for segment in self._book.abandoned(now):
+            self._unlink(segment)
         for writer, ranges in self._returned.items():
             self._send(writer, Freed([(s, o, n) for s, o, n in ranges]))
         if self._returned:

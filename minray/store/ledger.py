@@ -70,6 +70,9 @@ class ClientLedger:
         self._written: dict[tuple[int, int], Entry] = {}
         self._pinned: dict[bytes, Entry] = {}  # what others wrote and this process reads: the newest of each
         self._pending: dict[int, Pending] = {}
+        self._asking: dict[bytes, int] = {}  # object → how many of our pins of it are unanswered
+        self._outbox: deque[Message] = deque()  # in the order of the changes that they tell of
+        self._sending = threading.Lock()
         self._last_request = 0
         self._given: deque[tuple[Entry, rg.Range | None]] = deque()
         self._wake_asked = False
@@ -87,16 +90,16 @@ class ClientLedger:
         if not self._given:
             return
         with self._lock:
-            messages = self._drain_locked()
-        self._send_all(messages)
+            self._drain_locked()
+        self._flush()
         if self._room_came and self._pending:
             self._serve_waiting()
 
-    def _drain_locked(self) -> list[Message]:
+    def _drain_locked(self) -> None:
         self._wake_asked = False
         given = self._given
         if not given:
-            return []
+            return
         if self._unclosed:
             self._unclosed = [segment for segment in self._unclosed if not segment.close()]
         changed: dict[int, Entry] = {}
@@ -115,16 +118,14 @@ class ClientLedger:
                 entry.pins = 0
                 if self._pinned.get(entry.object_id) is entry:
                     del self._pinned[entry.object_id]
-            else:
+            elif entry.object_id not in self._asking:  # or the answer would be for the whole
                 ranges = entry.narrowed()
                 if ranges is not None:
                     narrowed.append((entry.object_id, ranges))
-        messages: list[Message] = []
         if unpinned:
-            messages.append(Unpin(unpinned))
+            self._outbox.append(Unpin(unpinned))
         if narrowed:
-            messages.append(Narrow(narrowed))
-        return messages
+            self._outbox.append(Narrow(narrowed))
 
     def _settle(self, entry: Entry) -> None:
         """Mine: return to the arena what was freed and is not held. Under the lock."""
@@ -156,8 +157,9 @@ class ClientLedger:
             for segment_id in empty:
                 self._arena.remove(segment_id)
                 self._unmap(segment_id)
-        if empty:
-            self._send(ExtentReturn(empty))
+            if empty:
+                self._outbox.append(ExtentReturn(empty))
+        self._flush()
 
     def _given_up(self, entry: Entry, part: rg.Range | None) -> None:
         self._given.append((entry, part))
@@ -217,6 +219,7 @@ class ClientLedger:
             self._closed = error
             pendings = list(self._pending.values())
             self._pending.clear()
+            self._asking.clear()
         for pending in pendings:
             pending.error = error
             pending.callback(pending)
@@ -232,6 +235,8 @@ class ClientLedger:
     def after_fork_child(self) -> None:
         """This process is a forked child of the one that owns the store: touch nothing any more."""
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._outbox.clear()
         self._closed = StoreClosed("the object store belongs to the parent of this forked process")
         self._wake = None
         self._send = _send_nothing
@@ -242,11 +247,11 @@ class ClientLedger:
             raise self._closed
 
     def _ask(self, pending: Pending) -> int:
-        with self._lock:
-            self._check_open()
-            self._last_request += 1
-            self._pending[self._last_request] = pending
-            return self._last_request
+        """The number of a new question. Under the lock."""
+        self._check_open()
+        self._last_request += 1
+        self._pending[self._last_request] = pending
+        return self._last_request
 
     def _answer(self, request_id: int, error: Callable[[Pending], Exception]) -> None:
         with self._lock:
@@ -259,7 +264,9 @@ class ClientLedger:
         try:
             segment = self._segments.open(grant.name, grant.size, writable=True)
         except (OSError, SegmentGone) as error:
-            self._send(ExtentReturn([grant.segment_id]))
+            with self._lock:
+                self._outbox.append(ExtentReturn([grant.segment_id]))
+            self._flush()
             failure = StoreError(f"an extent of {grant.size} bytes could not be mapped: {error}")
             self._answer(grant.request_id, error=lambda _: failure)
             return
@@ -282,13 +289,17 @@ class ClientLedger:
                     self._note_pin(object_id, answer, unpin)
                     for object_id, answer in zip(pending.objects, message.answers, strict=True)
                 ]
-        if unpin:
-            self._send(Unpin(unpin))
+            if unpin:
+                self._outbox.append(Unpin(unpin))
+        self._flush()
         if pending is not None:
             pending.callback(pending)
 
     def _note_pin(self, object_id: bytes, answer: tuple[Any, ...], unpin: list[bytes]) -> Hold | Gone:
         """One answer of the node, under the lock."""
+        asking = self._asking.pop(object_id) - 1
+        if asking:
+            self._asking[object_id] = asking
         if answer[0] == "gone":
             return Gone(answer[1])
         _, name, size, (_, segment_id, offset, length) = answer
@@ -310,7 +321,7 @@ class ClientLedger:
 
     def _on_freed(self, message: Freed) -> None:
         with self._lock:
-            messages = self._drain_locked()
+            self._drain_locked()
             for segment_id, offset, length in message.ranges:
                 entry = self._written.get((segment_id, offset)) or self._around(segment_id, offset)
                 start = offset - entry.offset
@@ -319,7 +330,7 @@ class ClientLedger:
                     end = aligned(max(end, start + 1))
                 entry.freed = rg.union(entry.freed, [(start, end)])
                 self._settle(entry)
-        self._send_all(messages)
+        self._flush()
         if self._pending:
             self._serve_waiting()
 
@@ -333,9 +344,14 @@ class ClientLedger:
         if segment is not None and not segment.close():
             self._unclosed.append(segment)
 
-    def _send_all(self, messages: list[Message]) -> None:
-        for message in messages:
-            self._send(message)
+    def _flush(self) -> None:
+        """Send what is in the outbox, in order. If another thread is at it, that one sends ours, too."""
+        while self._outbox and self._sending.acquire(blocking=False):
+            try:
+                while self._outbox:
+                    self._send(self._outbox.popleft())
+            finally:
+                self._sending.release()
 
     # --- looking in -------------------------------------------------------------------------------
 

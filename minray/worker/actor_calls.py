@@ -33,6 +33,7 @@ class ActorClient:
         "broken",
         "cause",
         "class_name",
+        "creation",
         "draining",
         "eager",
         "incarnation",
@@ -54,6 +55,7 @@ class ActorClient:
         self.queue: deque[Task] = deque()
         self.inflight: dict[int, Task] = {}
         self.broken = False  # no connection to ``address``: the GCS will say why
+        self.creation: bytes | None = None  # its hidden object, held while ``__init__`` has not run
         self.draining: bytes | None = None  # the worker whose last answers may still be unread
 
     def open(self) -> bool:
@@ -75,7 +77,6 @@ class ActorCalls:
         self.tasks: dict[int, Task] = {}
         self.dirty: set[ActorClient] = set()  # have calls to send that were left for a batch
         self._finish = finish
-        self._early: dict[bytes, ActorUpdate] = {}  # of actors whose creation we have not heard of ourselves
         self._doubts: dict[int, tuple[ActorClient, bytes]] = {}  # timer → actor, and the worker we lost
         self._last_doubt = 0
 
@@ -85,9 +86,6 @@ class ActorCalls:
         if actor is None:
             actor = ActorClient(actor_id, class_name, max_pending=max_pending, eager=eager)
             self.actors[actor_id] = actor
-            early = self._early.pop(actor_id, None)
-            if early is not None:
-                self.on_update(early)
         return actor
 
     def submit(self, actor: ActorClient, task: Task) -> bool:
@@ -190,10 +188,7 @@ class ActorCalls:
     def on_update(self, update: ActorUpdate) -> None:
         """The GCS tells how the actor is."""
         actor = self.actors.get(update.actor_id)
-        if actor is None:
-            self._early[update.actor_id] = update  # it overtook the answer to our request
-            return
-        if actor.state == "DEAD" or update.incarnation < actor.incarnation:
+        if actor is None or actor.state == "DEAD" or update.incarnation < actor.incarnation:
             return
         over = update.incarnation > actor.incarnation or update.state in ("RESTARTING", "DEAD")
         if over and actor.inflight and not actor.broken and actor.draining is None:

@@ -58,6 +58,7 @@ class ActorOps(StreamOps):
         with self.lock:
             if not options.detached:
                 self._actor_refs[handle_id] = actor_id
+                self.core.hold_creation(actor_id, handle_id)
         return ActorRecord(
             actor_id, self.job_id, actor_class.name, actor_class.methods, spec["options"], handle_ref, self
         )

@@ -492,8 +492,20 @@ class Core:
         if msg.fatal:
             self.owner.on_infeasible(msg.key, msg.text)
 
+    def hold_creation(self, actor_id: bytes, handle_id: bytes) -> None:
+        """The creator holds an actor, and what its constructor was given, until ``__init__`` has run, also if
+        the handle goes at once: the constructor counts as a first call."""
+        actor = self.calls.actors[actor_id]
+        if actor.state == "PENDING":
+            self.refs.hold(handle_id)
+            actor.creation = handle_id
+
     def on_actor_update(self, msg: ActorUpdate) -> None:
         self.calls.on_update(msg)
+        actor = self.calls.actors.get(msg.actor_id)
+        if actor is not None and actor.creation is not None and actor.state in ("ALIVE", "DEAD"):
+            handle_id, actor.creation = actor.creation, None
+            self.refs.unhold(handle_id)
 
     def on_peer_lost(self, worker_id: bytes) -> None:
         """The connection to that process is gone."""

@@ -106,13 +106,13 @@ def by_reference(obj: Any) -> bool:
     """Whether a class or function can be pickled as its name."""
     if id(obj) in _lasting:
         return True
-    module_name = getattr(obj, "__module__", None)
-    if type(module_name) is not str:
+    module_name, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    if type(module_name) is not str or type(name) is not str:
         return False
     found: Any = sys.modules.get(module_name)
     if found is None:
         return False
-    for part in obj.__qualname__.split("."):
+    for part in name.split("."):
         found = getattr(found, part, None)
         if found is None:
             return False

@@ -277,6 +277,28 @@ def test_reading_the_whole_again_after_narrowing_takes_a_new_pin(world: World) -
     assert world.table.stats().objects == 0
 
 
+def test_no_narrowing_while_a_pin_of_the_whole_is_under_way(world: World) -> None:
+    writer, reader = world.client("w"), world.client("r")
+    location = put(writer, pattern(1, 64 * KIB))
+    writer.report([(X, location)])
+    held = hold(reader, X, location)
+    held.also_parts([(0, KIB)])
+    held.release()
+    got: list[Any] = []
+    reader.acquire_async([(X, location)], lambda held, error: got.extend(held))
+    reader.drain()
+    writer.free([(X, location)])
+    world.settle()
+    if isinstance(got[0], Hold):
+        assert got[0].view == pattern(1, 64 * KIB)
+        assert world.table.stats().object_bytes == 64 * KIB
+        assert sent(world, Narrow) == []
+        got[0].release()
+    held.release_part(0)
+    world.settle()
+    assert world.table.stats().objects == 0
+
+
 # --- waiting --------------------------------------------------------------------------------------
 
 

@@ -228,6 +228,7 @@ def test_an_orphaned_segment_goes_with_its_last_object() -> None:
     table.pin(C, X, segment)
     assert table.died(B) == []
     assert table(A, Free([(X, segment, 0, 100)])) == []
+    table.now = ADOPT_GRACE_S  # until then it could hold something that was not reported
     effects = table(C, Unpin([X]))
     assert effects == [("unlink", segment, "t-1"), ("send", C, SegmentsGone([segment]))]
     assert table.table.stats().reserved == 0
@@ -335,7 +336,16 @@ def test_what_a_dead_writer_did_not_report_is_adopted_by_a_pin() -> None:
     assert answers(table.pin(C, X, segment))[0][0] == "pinned"
     assert answers(table.pin(C, Y, segment, 50, 100)) == [("gone", "its writer died before it was complete")]
     assert table(C, Unpin([X])) == []  # its owner still has it
+    table.now = ADOPT_GRACE_S
     assert [e[0] for e in table(A, Free([(X, segment, 0, 100)]))] == ["unlink", "send"]
+
+
+def test_an_orphan_waits_for_its_grace_even_if_what_was_reported_is_freed() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, Y, segment, 128, 100, owner=B)
+    table.died(B)  # its own object goes with it
+    assert answers(table.pin(C, X, segment))[0][0] == "pinned"
 
 
 def test_a_pin_that_waited_is_answered_when_the_writer_dies() -> None:
@@ -351,6 +361,7 @@ def test_an_adopted_object_goes_with_its_owner() -> None:
     table.died(B)
     table.pin(C, X, segment)
     table(C, Unpin([X]))
+    table.now = ADOPT_GRACE_S
     assert [e[0] for e in table.died(A)] == ["unlink", "send"]
     late = Table()
     segment = late.extent(B)

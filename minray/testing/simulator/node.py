@@ -19,6 +19,7 @@ from minray.testing.simulator.process import CPU, EOF, GCS_ID, NODE_ID, Process
 from minray.wire.messages import (
     ActorEnded,
     ActorStarted,
+    ActorUpdate,
     Blocked,
     Died,
     ExitWorker,
@@ -211,6 +212,7 @@ class Gcs:
         self.actors = ActorTable(self.nodes.place)
         self._numbers: dict[bytes, int] = {}  # connections
         self._peers: dict[int, bytes] = {}
+        self._states: dict[bytes, str] = {}  # of actors, as announced last
 
     def receive(self, source: bytes, message: Any) -> None:
         """A report of the node, or a request of a core worker."""
@@ -263,11 +265,20 @@ class Gcs:
             assert method == "actor_out_of_scope", method
             self._do(actors.out_of_scope(*args))
 
+    def _told(self, update: ActorUpdate) -> None:
+        """An actor that ends before its constructor does may find that its arguments are gone."""
+        if update.state == "DEAD" and self._states.get(update.actor_id) != "ALIVE":
+            for facts in self.sim.ledger.actors.values():
+                if facts.actor_id == update.actor_id:
+                    self.sim.ledger.taint(self.sim.ledger.contents[facts.handle_id])
+        self._states[update.actor_id] = update.state
+
     def _do(self, effects: list[Any]) -> None:
         for kind, *rest in effects:
             if kind == "order":
                 self.sim.network.send(GCS_ID, NODE_ID, rest[1])
             elif kind == "notify":
+                self._told(rest[1])
                 self.sim.network.send(GCS_ID, self._peers[rest[0]], rest[1])
             elif kind != "save":
                 raise SimulationError(f"unknown effect {kind}")

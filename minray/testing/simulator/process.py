@@ -94,9 +94,11 @@ class Process:
         """What this process knows of an actor; asks the GCS the first time."""
         if actor_id not in self.core.calls.actors:
             self.ask_gcs("subscribe_actor", actor_id)
-        return new_actor_client(
-            self.core, actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1
-        )
+        return self.new_client(actor_id, options)
+
+    def new_client(self, actor_id: bytes, options: dict[str, Any]) -> ActorClient:
+        """The same, without asking: the GCS subscribes an actor's creator by itself."""
+        return new_actor_client(self.core, actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1)
 
     def ask_gcs(self, method: str, *args: Any) -> int:
         """A request; its number."""
@@ -170,8 +172,7 @@ class Process:
         """The GCS has our actor: the handle exists from now on."""
         frame, handle_id = self.creating.pop(number), self.created.pop(number)
         self.actor_refs[handle_id] = actor_id
-        facts = self.sim.ledger.actors[handle_id]
-        new_actor_client(self.core, actor_id, "A", max_pending=-1, eager=facts.options["concurrency"] > 1)
+        self.core.hold_creation(actor_id, handle_id)
         if frame.open:
             frame.handles.append((handle_id, self.address))
         else:

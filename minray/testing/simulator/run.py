@@ -331,8 +331,8 @@ class Simulation:
         return found or self._free_resources()
 
     def _free_resources(self) -> bool:
-        """Tasks that wait for a CPU may hold the handle of the actor that has it, for life: kill that."""
-        waiting = any(process.core.owner.tasks for process in self.processes.values())
+        """What waits for a CPU may hold the handle of the actor that has it, for life: kill that."""
+        waiting = any(p.core.owner.tasks or p.core.calls.tasks for p in self.processes.values())
         holders = [x.demand.actor for x in self.node.table.leases.values() if x.demand.actor is not None]
         if waiting and self.programs:
             for actor in holders:

@@ -281,6 +281,7 @@ class Frame:
             "lifetime_resources": rng.choice(({}, {"CPU": CPU})),
         }
         self.sim.ledger.actors[handle_id] = ActorFacts(actor_id, handle_id, options)
+        process.new_client(actor_id, options)
         number = process.ask_gcs("create_actor", spec)
         process.creating[number], process.created[number] = self, handle_id
         self.waiting = lambda: number not in process.creating
