@@ -26,6 +26,7 @@ from minray.wire.reactor import Reactor
 from minray.worker.init_options import InitOptions
 from minray.worker.launch import LocalCluster, launch, sibling_endpoint
 from minray.worker.log_printer import LogPrinter
+from minray.worker.pickling import set_worker_path
 from minray.worker.service import CoreWorker
 
 REGISTER_S = 30.0
@@ -167,7 +168,7 @@ def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster) -> Driv
     endpoint = reactor.listen(request, rt.accept)
     rt.hello = hello = Hello("driver", worker_id, b"", b"", pid, started, endpoint)
     rt.node = reactor.dial(cluster.endpoint, hello, rt)
-    info = {
+    info: dict[str, Any] = {
         "namespace": options.namespace,
         "entrypoint": " ".join(sys.argv),
         "sys_path": _sys_path(),
@@ -176,6 +177,7 @@ def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster) -> Driv
         "env_vars": options.env_vars,
         "log_to_driver": options.log_to_driver,
     }
+    set_worker_path(info["sys_path"])
     rt.node.send(pack(Register(True, -1, info)))
     try:
         rt.await_registration(REGISTER_S)

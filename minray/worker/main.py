@@ -22,6 +22,7 @@ from minray.wire.reactor import Reactor
 from minray.worker.actor_executor import ActorExecutor
 from minray.worker.executor import Executor
 from minray.worker.launch import sibling_endpoint
+from minray.worker.pickling import set_worker_path
 from minray.worker.service import WorkerRuntime
 
 REGISTER_S = 30.0
@@ -76,6 +77,7 @@ class Worker:
         rt = self.rt
         registered = rt.await_registration(REGISTER_S)
         current.set(rt)
+        set_worker_path(registered.job_config.get("sys_path"))
         cwd = registered.job_config.get("cwd")
         if cwd and os.path.isdir(cwd):
             os.chdir(cwd)

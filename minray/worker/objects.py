@@ -140,31 +140,33 @@ class ObjectOps(Link):
     def open_stored(self, objects: list[tuple[bytes, Any, Address | None]]) -> list[Any]:
         """The values of stored objects (id, stored value, owner), with at most one question to the node.
 
-        Each is held until the last view of its memory is gone: an array may outlive its reference.
+        The references are held until the memory is pinned; from then on the pins (or, for what this
+        process wrote, the store's own books) keep what arrays still read, part by part.
         """
-        refs, unhold = self.core.refs, self.core.refs.unhold
+        refs = self.core.refs
         with self.lock:
             for object_id, _, owner in objects:
                 refs.hold(object_id, owner)
-        held = [partial(self.post, partial(unhold, object_id)) for object_id, _, _ in objects]
         try:
-            holds = self.store.acquire([(object_id, value[0]) for object_id, value, _ in objects])
-        except BaseException:
-            for let_go in held:
-                let_go()
-            raise
+            return self._load_stored(objects)
+        finally:
+            with self.lock:
+                for object_id, _, _ in objects:
+                    refs.unhold(object_id)
+                self.leave()
+
+    def _load_stored(self, objects: list[tuple[bytes, Any, Address | None]]) -> list[Any]:
+        holds = self.store.acquire([(object_id, value[0]) for object_id, value, _ in objects])
         values = []
         failure: Exception | None = None
-        for (object_id, value, _), hold, let_go in zip(objects, holds, held, strict=True):
-            if isinstance(hold, Gone) or failure is not None:
-                let_go()
-                if isinstance(hold, Gone):
-                    failure = ObjectLostError(object_id.hex(), None, "", hold.reason)
-                else:
-                    hold.release()
+        for (object_id, value, _), hold in zip(objects, holds, strict=True):
+            if isinstance(hold, Gone):
+                failure = ObjectLostError(object_id.hex(), None, "", hold.reason)
+            elif failure is not None:
+                hold.release()
             else:
                 try:
-                    values.append(load_object(hold, self.take_refs(value[2]), let_go))
+                    values.append(load_object(hold, self.take_refs(value[2])))
                 except Exception as error:  # user code in unpickling; the other holds must still go
                     failure = RaySystemError(f"object {object_id.hex()} cannot be unpickled here: {error!r}")
                     failure.__cause__ = error

@@ -19,8 +19,8 @@ from minray.worker.link import LOST
 from minray.worker.objects import ObjectOps
 from minray.worker.running import RUNNING
 from minray.worker.serialization import Serialized, serialize
-from minray.worker.unpicklable import explain_unpicklable
 from minray.worker.tasks import DYNAMIC, STORED, STREAMING, Function, SchedulingKey, Task
+from minray.worker.unpicklable import explain_unpicklable
 
 if TYPE_CHECKING:
     from minray._base.options import MethodOptions, TaskOptions
@@ -330,7 +330,6 @@ def _unpicklable_argument(name: str, args: tuple[Any, ...], kwargs: dict[str, An
         try:
             serialize(value)
         except TypeError as error:
-            return TypeError(
-                f"{name}.remote(): cannot pickle {explain_unpicklable(value, f'argument {label!r}')}: {error}"
-            )
+            path = explain_unpicklable(value, f"argument {label!r}")
+            return TypeError(f"{name}.remote(): cannot pickle {path}: {error.__cause__ or error}")
     return None

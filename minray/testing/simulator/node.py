@@ -268,10 +268,14 @@ class Gcs:
     def _told(self, update: ActorUpdate) -> None:
         """An actor that ends before its constructor does may find that its arguments are gone."""
         if update.state == "DEAD" and self._states.get(update.actor_id) != "ALIVE":
-            for facts in self.sim.ledger.actors.values():
-                if facts.actor_id == update.actor_id:
-                    self.sim.ledger.taint(self.sim.ledger.contents[facts.handle_id])
+            self._taint_arguments(update.actor_id)
         self._states[update.actor_id] = update.state
+
+    def _taint_arguments(self, actor_id: bytes) -> None:
+        ledger = self.sim.ledger
+        for facts in ledger.actors.values():
+            if facts.actor_id == actor_id:
+                ledger.taint(ledger.contents[facts.handle_id])
 
     def _do(self, effects: list[Any]) -> None:
         for kind, *rest in effects:

@@ -221,6 +221,8 @@ class Process:
     def _freed(self, object_id: bytes, record: Any) -> None:
         actor_id = self.actor_refs.pop(object_id, None)
         if actor_id is not None:
+            # Nobody calls it any more: what its constructor has kept is not waited for.
+            self.sim.ledger.taint(self.sim.ledger.contents[object_id])
             self.ask_gcs("actor_out_of_scope", actor_id)
         elif record.status == STORED and record.owner is None:
             self.sim.ledger.freed(object_id)

@@ -332,7 +332,7 @@ class Simulation:
 
     def _free_resources(self) -> bool:
         """What waits for a CPU may hold the handle of the actor that has it, for life: kill that."""
-        waiting = any(p.core.owner.tasks or p.core.calls.tasks for p in self.processes.values())
+        waiting = any(p.core.objects for p in self.processes.values())
         holders = [x.demand.actor for x in self.node.table.leases.values() if x.demand.actor is not None]
         if waiting and self.programs:
             for actor in holders:

@@ -8,7 +8,7 @@ dice say that the timeout is over, or when the simulation ends a wait that nobod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minray.testing.simulator.ledger import ActorFacts, Handle, SimulationError
 from minray.testing.simulator.process import CPU, Process
