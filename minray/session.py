@@ -124,7 +124,7 @@ def _apply(logging_config: Any) -> None:
 def _start(options: InitOptions) -> Runtime:
     runtime: Runtime
     if options.local_mode:
-        from minray.worker.local import start_local
+        from minray.worker.local.runtime import start_local
 
         runtime = start_local(options)
     else:

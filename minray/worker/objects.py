@@ -212,7 +212,7 @@ class ObjectOps(Link):
         if self.owned():
             self.must_not_wait("get")
         records = self._await(refs, timeout)
-        out = []
+        out: list[Any] = []
         stored: list[int] = []
         for ref, record in zip(refs, records, strict=True):
             value = record.value

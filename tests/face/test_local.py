@@ -17,7 +17,7 @@ import pytest
 import minray as ray
 from minray import exceptions
 from minray.util.testing import wait_for_condition
-from minray.worker import local_core
+from minray.worker.local import core
 
 
 @ray.remote
@@ -201,7 +201,7 @@ def test_a_deferred_task_can_be_cancelled(local: Any) -> None:
 def test_who_waits_long_says_on_what(
     local: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_core, "SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(core, "SAY_AFTER_S", 0.0)
     switch = Switch.remote()
     with (
         caplog.at_level(logging.WARNING, logger="minray"),

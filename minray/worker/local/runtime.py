@@ -2,7 +2,7 @@
 
 A task runs inside its ``.remote()``, on the caller's thread: breakpoints, tracebacks and profilers see user
 code and what called it on one stack. Values are pickled and unpickled as between processes (see
-``local_objects``); functions and actors are the live objects. A task whose arguments are not there yet (the
+``objects``); functions and actors are the live objects. A task whose arguments are not there yet (the
 pending call of an asyncio actor) is *deferred* and runs as soon as somebody waits, or calls again.
 
 What serial running cannot do: a task that waits for a later call of its own caller never ends. Whoever waits
@@ -27,9 +27,9 @@ from minray._base.options import resolve_num_returns
 from minray.object_ref import ObjectRef
 from minray.worker.contract import FunctionDef, Submitted
 from minray.worker.init_options import InitOptions
-from minray.worker.local_actor_ops import LocalActorOps
-from minray.worker.local_calls import Call
-from minray.worker.local_streams import PulledStream
+from minray.worker.local.actor_ops import LocalActorOps
+from minray.worker.local.calls import Call
+from minray.worker.local.streams import PulledStream
 
 if TYPE_CHECKING:
     from minray._base.options import TaskOptions

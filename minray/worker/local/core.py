@@ -1,6 +1,6 @@
 """Local mode's core: objects, streams, who runs now, and what a waiting thread does meanwhile.
 
-The lower half of the local runtime, which ``local_actor_ops`` and ``local`` build on. A thread that waits
+The lower half of the local runtime, which ``actor_ops`` and ``local`` build on. A thread that waits
 runs what was *deferred*: calls whose arguments were not there when they were submitted.
 
 Invariants: whatever settles an object notifies ``objects.changed``, so no waiter oversleeps; a deferred call
@@ -25,9 +25,9 @@ from minray.object_ref import ObjectRef, Owner, make_generator
 from minray.worker import errors
 from minray.worker.contract import Submitted, TaskContext
 from minray.worker.functions import dumps_function
-from minray.worker.local_calls import CONTEXT, Call, ErrorReport, result_id, run_inline
-from minray.worker.local_objects import ERROR, PENDING, VALUE, LocalObject, ObjectTable, encode
-from minray.worker.local_streams import LocalStream, PulledStream
+from minray.worker.local.calls import CONTEXT, Call, ErrorReport, result_id, run_inline
+from minray.worker.local.objects import ERROR, PENDING, VALUE, LocalObject, ObjectTable, encode
+from minray.worker.local.streams import LocalStream, PulledStream
 
 log = logging.getLogger("minray")
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from minray.awaiting import until_ready
-from minray.worker.local_actors import DEAD, LocalActor
-from minray.worker.local_calls import CONTEXT, Call
-from minray.worker.local_objects import VALUE, encode
-from minray.worker.local_streams import LocalStream
+from minray.worker.local.actors import DEAD, LocalActor
+from minray.worker.local.calls import CONTEXT, Call
+from minray.worker.local.objects import VALUE, encode
+from minray.worker.local.streams import LocalStream
 
 
 class AsyncioActor(LocalActor):

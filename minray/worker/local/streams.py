@@ -21,8 +21,8 @@ from typing import Any
 
 from minray.exceptions import GetTimeoutError, RaySystemError
 from minray.object_ref import ObjectRef
-from minray.worker.local_calls import CONTEXT, NONE, Call, environment, result_id
-from minray.worker.local_objects import ERROR, VALUE, Encoded, encode
+from minray.worker.local.calls import CONTEXT, NONE, Call, environment, result_id
+from minray.worker.local.objects import ERROR, VALUE, Encoded, encode
 
 END_OF_STREAM = ("end_of_stream",)
 

@@ -1,7 +1,7 @@
 """Local mode's part of the contract that is about actors, names and the cluster's tables.
 
-The middle part of the local runtime (``local_core`` ← this ← ``local``); knows the actors, while
-``local_actors`` knows how each runs.
+The middle part of the local runtime (``core`` ← this ← ``local``); knows the actors, while
+``actors`` knows how each runs.
 
 Invariants: a name belongs to one living actor; the hidden object behind an actor's handles is in ``_handles``
 while the actor lives; dead actors stay known, so that their calls can say why.
@@ -16,10 +16,10 @@ from minray._base import resources as res
 from minray.exceptions import ActorAlreadyExistsError, ActorHandleNotFoundError, RaySystemError
 from minray.object_ref import ObjectRef
 from minray.worker.contract import ActorClassDef, ActorRecord, MethodMeta, Submitted
-from minray.worker.local_actors import ALIVE, CREATION, DEAD, InlineActor, LocalActor, ThreadedActor
-from minray.worker.local_calls import NONE, ActorExit, Call, result_id
-from minray.worker.local_core import LocalCore
-from minray.worker.local_objects import VALUE
+from minray.worker.local.actors import ALIVE, CREATION, DEAD, InlineActor, LocalActor, ThreadedActor
+from minray.worker.local.calls import NONE, ActorExit, Call, result_id
+from minray.worker.local.core import LocalCore
+from minray.worker.local.objects import VALUE
 
 if TYPE_CHECKING:
     from minray._base.options import ActorOptions, MethodOptions
@@ -115,7 +115,7 @@ class LocalActorOps(LocalCore):
         }
         kind: type[LocalActor] = InlineActor
         if actor_class.is_async:
-            from minray.worker.local_asyncio import AsyncioActor
+            from minray.worker.local.event_loop import AsyncioActor
 
             kind = AsyncioActor
         elif concurrency > 1 or options.concurrency_groups:

@@ -23,9 +23,9 @@ from typing import Any
 
 from minray.exceptions import PendingCallsLimitExceeded
 from minray.worker.contract import CALL_METHOD, READY_METHOD, SHUTDOWN_HOOK, TERMINATE_METHOD, ActorClassDef
-from minray.worker.local_calls import CONTEXT, Call, Failed, run_inline
-from minray.worker.local_objects import VALUE, encode
-from minray.worker.local_streams import LocalStream, PulledStream
+from minray.worker.local.calls import CONTEXT, Call, Failed, run_inline
+from minray.worker.local.objects import VALUE, encode
+from minray.worker.local.streams import LocalStream, PulledStream
 
 PENDING, ALIVE, DEAD = "PENDING", "ALIVE", "DEAD"
 CREATION = "__init__"

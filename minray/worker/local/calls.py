@@ -21,7 +21,7 @@ from minray._base.config import apply_env_vars, child_environ
 from minray.object_ref import DynamicObjectRefGenerator, ObjectRef
 from minray.worker import errors
 from minray.worker.contract import TaskContext
-from minray.worker.local_objects import ERROR, VALUE, Encoded, decode, encode
+from minray.worker.local.objects import ERROR, VALUE, Encoded, decode, encode
 
 CONTEXT: ContextVar[TaskContext | None] = ContextVar("minray_local_context", default=None)
 NONE: Encoded = encode(None)
