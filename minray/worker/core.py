@@ -528,8 +528,8 @@ class Core:
         self.owner.on_death(msg.worker_id, msg.cause, now)
         self.dead.add(msg.worker_id)
         for object_id in self.refs.on_death(msg.worker_id):
-            record = self.objects[object_id]
-            if record.status == PENDING:
+            record = self.objects.get(object_id)  # the failure of one may be the end of another
+            if record is not None and record.status == PENDING:
                 self.complete(object_id, ERROR, ("owner_died", object_id, record.owner))
 
     def check_invariants(self) -> None:

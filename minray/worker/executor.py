@@ -39,6 +39,7 @@ from minray.worker.task_queue import TaskQueue
 from minray.worker.tasks import ERROR, STREAMING
 
 CANCEL_SIGNAL = signal.SIGINT
+INTERRUPT_AGAIN_S = 0.01
 
 
 class Executor:
@@ -107,7 +108,7 @@ class Executor:
                 self.rt.cancel_children(running)
             if running.waiter is not None:
                 self.rt.reactor.notify(running.waiter)
-            interrupt_main_thread()
+            self._interrupt(running)
 
     def on_stream_ack(self, msg: StreamAck) -> None:
         """The consumer of a stream is further on."""
@@ -128,14 +129,21 @@ class Executor:
         """In the main thread."""
         signal.signal(CANCEL_SIGNAL, self._on_signal)
 
-    def _on_signal(self, _number: int, _frame: Any) -> None:
+    def _on_signal(self, _number: int, frame: Any) -> None:
         target = self._interruptible
         if target is None or target != self._cancel:
             return  # nothing of ours runs, or the wrong one does
         if self.rt.in_runtime():
-            self.rt.reactor.set_interrupt()  # raised where a wait declares it
-        else:
+            self.rt.reactor.set_interrupt()  # raised where a wait declares it; else ``_interrupt`` comes again
+        elif not _in_finalizer(frame):  # there Python would ignore it
+            self._cancel = None
             raise KeyboardInterrupt
+
+    def _interrupt(self, running: Running) -> None:
+        """Interrupt the cancelled task, once: again and again until it is hit outside of the runtime."""
+        if self.running is running and self._cancel == (running.seq, running.attempt):
+            interrupt_main_thread()
+            self.rt.reactor.call_later(INTERRUPT_AGAIN_S, lambda: self._interrupt(running))
 
     # -- the loop ------------------------------------------------------------------------------------
 
@@ -270,6 +278,9 @@ class Executor:
 
         try:
             return wait(waiter, timeout, on_block=block)
+        except KeyboardInterrupt:
+            self._cancel = None  # it has been told
+            raise
         finally:
             if blocked:
                 with self.rt.lock:
@@ -288,6 +299,15 @@ class Executor:
 def queue_must_flush(queue: TaskQueue) -> bool:
     """Nothing else is to do, or the lease is about to end."""
     return not queue.queue or queue._revoked
+
+
+def _in_finalizer(frame: Any) -> bool:
+    """Whether an exception raised here would be swallowed by a ``__del__``."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def interrupt_main_thread() -> None:

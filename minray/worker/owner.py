@@ -116,7 +116,7 @@ class TaskManager:
         self.effects.append(("send", lease.worker, (TASKS, lease.lease_no, specs, functions)))
 
     def _demand(self, key: SchedulingKey) -> None:
-        wanted = key.unfinished if key.queue else 0
+        wanted = key.unfinished if key.queue or key.unfinished > len(key.leases) else 0  # pipelined ones count
         told = key.told
         if wanted > told and told < UNFLOODED and wanted > len(key.leases):
             # doubled, so that a loop of a thousand submissions tells the node ten times, not a thousand
@@ -424,6 +424,8 @@ class TaskManager:
                     assert task.lease is lease and task.seq == seq
                     seen[seq] = "lease"
                     count += 1
+                stands_idle = not lease.inflight and not lease.closed
+                assert not (key.queue and stands_idle), f"lease {lease.lease_no} is idle beside a queue"
             assert count == key.unfinished, f"{key.description}: {count} tasks, {key.unfinished} counted"
         for seq, task in self.tasks.items():
             assert seq in seen or task.unresolved > 0, f"task {seq} ({task.name}) is nowhere"

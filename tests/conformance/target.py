@@ -4,6 +4,11 @@
 or ``ray`` (real Ray, the oracle). Tests import ``ray``, ``exceptions`` and ``util`` from here and never name
 a package themselves, so that one text means the same on all three.
 
+Real Ray brings a configuration and an environment of its own (no psutil, no plugins), so run it like this::
+
+    MINRAY_TEST_TARGET=ray python -m pytest -c /dev/null --rootdir . --confcutdir tests/conformance \\
+        tests/conformance
+
 A mark says where a test does not apply, always with the reason. Marks are for differences *by design*; a
 difference that is a bug stays a failing test.
 

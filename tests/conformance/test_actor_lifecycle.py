@@ -74,9 +74,7 @@ def test_b28_empty_names_are_value_errors_and_others_type_errors(option):
         Plain.options(**{option: 5}, **other).remote()
 
 
-@pytest.mark.parametrize(
-    ("args", "error"), [(("absent",), ValueError), (("",), ValueError), ((5,), TypeError)]
-)
+@pytest.mark.parametrize(("args", "error"), [(("absent",), ValueError), (("",), ValueError), ((5,), TypeError)])
 def test_b28_get_actor_of_no_actor(args, error):
     with pytest.raises(error):
         ray.get_actor(*args)
@@ -454,10 +452,7 @@ def test_b31_exceptions_are_retried_only_with_retry_exceptions(tmp_path):
         ray.get(actor.raise_until.remote("a", 1))
     assert ray.get(actor.raise_until_retried.remote("b", 2)) == 3
     assert ray.get(actor.raise_until.options(retry_exceptions=True, max_task_retries=2).remote("c", 2)) == 3
-    assert (
-        ray.get(actor.raise_until.options(retry_exceptions=[ValueError], max_task_retries=1).remote("d", 1))
-        == 2
-    )
+    assert ray.get(actor.raise_until.options(retry_exceptions=[ValueError], max_task_retries=1).remote("d", 1)) == 2
     with pytest.raises(ValueError, match="try 1"):
         ray.get(actor.raise_until_retried.options(retry_exceptions=False).remote("e", 2))
 

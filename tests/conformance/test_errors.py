@@ -95,9 +95,7 @@ def test_b07_args_are_forwarded():
 
 
 PICKLES = [
-    pytest.param(
-        pickle, marks=minray_only("only its cloudpickle takes a class made on the fly"), id="pickle"
-    ),
+    pytest.param(pickle, marks=minray_only("only its cloudpickle takes a class made on the fly"), id="pickle"),
     pytest.param(load_cloudpickle(), id="cloudpickle"),
 ]
 

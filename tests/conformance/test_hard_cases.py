@@ -363,9 +363,7 @@ def test_a_ref_whose_last_holder_is_a_cycle_is_freed_without_harm():
 def test_a_task_that_starts_subprocesses():
     @ray.remote
     def run():
-        return subprocess.run(
-            [sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True, check=True).stdout
 
     assert ray.get([run.remote() for _ in range(2)]) == ["42\n", "42\n"]
 

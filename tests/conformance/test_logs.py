@@ -19,12 +19,14 @@ ROOT = Path(__file__).parents[2]
 def run(program, *, timeout=50):
     """Run ``program`` as a script in a process of its own, with ``ray`` initialised.
 
-    ``settle()`` waits until the lines have come: Ray polls its log files, minray's shutdown brings the rest.
+    ``tell(…)`` prints in one piece, so that no worker's line comes between. ``settle()`` waits until the lines
+    have come: Ray polls its log files, minray's shutdown brings the rest.
     """
     prelude = (
         "import os, sys, time\n"
         f"import {ray.__name__} as ray\n"
         "ray.init(num_cpus=2, include_dashboard=False)\n"
+        "def tell(*words): sys.stdout.write(' '.join(map(str, words)) + '\\n')\n"
         f"def settle(): time.sleep({1.0 if IS_RAY else 0})\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINRAY_TEST_TARGET": TARGET}
@@ -59,9 +61,9 @@ def test_prints_arrive_with_name_and_pid():
             def __repr__(self):
                 return "Speaker<7>"
 
-        print("task", ray.get(speak.remote()))
+        tell("task", ray.get(speak.remote()))
         speaker = Speaker.remote()
-        print("actor", ray.get(speaker.speak.remote()))
+        tell("actor", ray.get(speaker.speak.remote()))
         settle()
         ray.shutdown()
         """

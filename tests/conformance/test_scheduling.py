@@ -279,9 +279,7 @@ def test_available_resources_return_to_the_totals():
 
 
 @minray_only("an infeasible task hangs with a warning")
-@pytest.mark.parametrize(
-    "request_", [{"num_cpus": 99}, {"num_gpus": 9}, {"resources": {"absent": 1}}], ids=str
-)
+@pytest.mark.parametrize("request_", [{"num_cpus": 99}, {"num_gpus": 9}, {"resources": {"absent": 1}}], ids=str)
 def test_an_infeasible_task_is_an_error_that_names_request_and_totals(request_, short_grace):
     with pytest.raises(exceptions.TaskUnschedulableError) as caught:
         ray.get(echo.options(**request_).remote(1))

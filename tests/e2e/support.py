@@ -115,9 +115,7 @@ class Driver:
             if len(lines) >= count:
                 return lines
             if self.process.poll() is not None and len(self.said(word)) < count:
-                raise AssertionError(
-                    f"it ended (code {self.process.returncode}) without {word!r}\n{self.err}"
-                )
+                raise AssertionError(f"it ended (code {self.process.returncode}) without {word!r}\n{self.err}")
             return None
 
         try:

@@ -279,9 +279,7 @@ def test_two_sessions_in_one_folder(drive, tmp_path):
     first.leaves_nothing()
     turns = len(second.said("turn"))
     second.await_word("turn", count=turns + 2)
-    assert [path.name for path in (tmp_path / "shared").glob("s_*")] == [
-        os.path.basename(second.said("session")[0])
-    ]
+    assert [path.name for path in (tmp_path / "shared").glob("s_*")] == [os.path.basename(second.said("session")[0])]
     second.process.kill()
     second.wait()
     second.leaves_nothing()

@@ -226,9 +226,7 @@ def test_no_dev_shm_at_all(drive, tmp_path):
     empty.mkdir()
     for name in ("null", "zero", "random", "urandom", "full", "tty"):
         (empty / name).touch()
-    binds = " ".join(
-        f"mount --bind /dev/{name} {empty / name} &&" for name in ("null", "zero", "random", "urandom")
-    )
+    binds = " ".join(f"mount --bind /dev/{name} {empty / name} &&" for name in ("null", "zero", "random", "urandom"))
     wrapper = in_namespace("--mount", setup=f"{binds} mount --rbind {empty} /dev || exit 77;")
     driver = drive(PROGRAM, wrapper=wrapper)
     runs(driver)

@@ -80,9 +80,7 @@ def main():
 
 
 def test_functions_and_classes_of_main(drive):
-    ends_well(
-        drive(MAIN + "if __name__ == '__main__':\n" + textwrap.indent(START + "main()\n", "    ")), "ok"
-    )
+    ends_well(drive(MAIN + "if __name__ == '__main__':\n" + textwrap.indent(START + "main()\n", "    ")), "ok")
 
 
 @pytest.mark.parametrize("launcher", ["fork", "spawn"])
@@ -141,9 +139,7 @@ def test_a_module_run_with_dash_m(drive, tmp_path):
         "    assert ray.get(f.remote(1)) == 2\n"
         "    open(os.environ['MINRAY_TEST_SAID'], 'a').write('ok\\n')\n"
     )
-    driver = drive(
-        "", command=[sys.executable, "-m", "pack.run"], env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    )
+    driver = drive("", command=[sys.executable, "-m", "pack.run"], env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
     ends_well(driver, "ok")
 
 
@@ -398,9 +394,7 @@ def test_the_second_ctrl_c_exits(drive):
 
 def test_ctrl_c_of_a_terminal_reaches_the_whole_group(drive):
     """A terminal signals the foreground process group; workers and daemons must not be in it."""
-    driver = drive(
-        CTRL_C + "assert ray.get(echo.remote(5), timeout=30) == 5\nsay('ok')\n", start_new_session=True
-    )
+    driver = drive(CTRL_C + "assert ray.get(echo.remote(5), timeout=30) == 5\nsay('ok')\n", start_new_session=True)
     driver.await_word("ready")
     os.killpg(driver.process.pid, signal.SIGINT)
     ends_well(driver, "interrupted", "ok")
@@ -477,9 +471,7 @@ actor = ray.remote(type("A", (), {"m": lambda self: 1})).remote()
 
 
 def test_an_exception_ends_the_script_with_its_traceback(drive):
-    driver = drive(
-        START + "@ray.remote\ndef fail():\n    raise KeyError('the reason')\n\nray.get(fail.remote())\n"
-    )
+    driver = drive(START + "@ray.remote\ndef fail():\n    raise KeyError('the reason')\n\nray.get(fail.remote())\n")
     assert driver.wait() == 1
     assert "the reason" in driver.err
     assert "RayTaskError(KeyError)" in driver.err

@@ -29,6 +29,7 @@ class ActorRole:
         self.incarnation = order.incarnation
         self.facts = self.sim.ledger.actors[order.spec["handle_id"]]
         self.options = order.spec["options"]
+        self._check_alone()
         self.queue: deque[tuple[Address, tuple[Any, ...]]] = deque()
         self.calls: list[Call] = []
         self.stopping = False
@@ -40,6 +41,16 @@ class ActorRole:
         self.calls.append(self._init)
         self._init.script = self._run_init(self._init)
         worker.page = (-1, -1, order.incarnation)
+
+    def _check_alone(self) -> None:
+        """No incarnation too many, and no two side by side."""
+        limit = self.options["max_restarts"]
+        if 0 <= limit < self.incarnation:
+            raise SimulationError(f"incarnation {self.incarnation} of an actor with max_restarts={limit}")
+        for other in self.sim.workers():
+            role = other.actor
+            if role is not None and role is not self and role.actor_id == self.actor_id:
+                raise SimulationError(f"incarnations {role.incarnation} and {self.incarnation} side by side")
 
     # -- birth ---------------------------------------------------------------------------------------
 
@@ -109,7 +120,7 @@ class ActorRole:
         seq, attempt, _, _, extra = spec
         self.worker.page = (-1, seq, attempt)
         self.sim.check_call(self.worker, caller, spec)
-        self.sim.ledger.call_started(self.facts, self.incarnation, caller[1], seq)
+        self.sim.ledger.call_started(self.facts, self.incarnation, caller[1], seq, attempt)
         meta = {**extra, "actor": True, "once": False, "max_calls": 0}
         self.calls.append(Call(self.worker, caller, spec, meta))
 

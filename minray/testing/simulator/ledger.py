@@ -24,6 +24,7 @@ class ActorFacts:
         self.actor_id = actor_id
         self.handle_id = handle_id  # the hidden object that counts its handles
         self.options = options
+        self.created = False  # the GCS knows it
         self.last_started: dict[tuple[int, bytes], int] = {}  # (incarnation, caller) → number of its call
 
 
@@ -34,6 +35,7 @@ class Ledger:
         self.contents: dict[bytes, set[bytes]] = {}  # object → what any version of its value contains
         self.tainted: set[bytes] = set()  # a process died with these in its hands: they may be freed early
         self.starts: dict[tuple[bytes, int], int] = {}  # (owner, seq) → how often it started
+        self.attempts: set[tuple[bytes, int, int]] = set()  # (owner, seq, attempt) that started
         self.limits: dict[tuple[bytes, int], int] = {}  # how often it may start; -1: without end
         self.actors: dict[bytes, ActorFacts] = {}  # by hidden object
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
@@ -101,17 +103,20 @@ class Ledger:
         """A call of an actor: later calls of this caller have larger numbers."""
         self.call_numbers[(caller, seq)] = len(self.call_numbers)
 
-    def started(self, owner: bytes, seq: int) -> None:
+    def started(self, owner: bytes, seq: int, attempt: int) -> None:
         """It starts: may it?"""
         name = (owner, seq)
+        self.attempts.add((owner, seq, attempt))
         count = self.starts[name] = self.starts.get(name, 0) + 1
         limit = self.limits[name]
         if 0 <= limit < count:
             raise SimulationError(f"task {seq} starts for the {count}. time, {limit} allowed")
 
-    def call_started(self, actor: ActorFacts, incarnation: int, caller: bytes, seq: int) -> None:
+    def call_started(
+        self, actor: ActorFacts, incarnation: int, caller: bytes, seq: int, attempt: int
+    ) -> None:
         """A call starts: calls of one caller do so in order."""
-        self.started(caller, seq)
+        self.started(caller, seq, attempt)
         if actor.options["concurrency"] > 1 or (caller, seq) in self.unordered:
             return
         number, key = self.call_numbers[(caller, seq)], (incarnation, caller)

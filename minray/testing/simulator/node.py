@@ -13,6 +13,7 @@ from minray.gcs.nodes import NodeTable
 from minray.node.deaths import DeathBook
 from minray.node.demands import WorkerClass
 from minray.node.leases import LeaseTable
+from minray.node.pressure import held_back
 from minray.node.worker_pool import LEAVING, WorkerPool
 from minray.testing.simulator.ledger import SimulationError
 from minray.testing.simulator.process import CPU, EOF, GCS_ID, NODE_ID, Process
@@ -201,6 +202,13 @@ class Node:
         self.table.check_invariants()
         self.deaths.check_invariants()
 
+    def check_progress(self) -> None:
+        """All is quiet: nobody waits for what is there."""
+        for demand in self.table.queue:
+            fits = self.pool.idle(demand.worker_class) and self.table.book.fits(demand.resources)
+            if fits and not held_back(self.table, demand):
+                raise SimulationError(f"a worker is idle, and yet there waits {demand}")
+
 
 class Gcs:
     """The GCS, as far as actors go."""
@@ -253,6 +261,7 @@ class Gcs:
                 return  # gcs.service learns of the death before or after: its actors end with it
             answer, effects = actors.create(args[0], number)
             self._do(effects)
+            self.sim.ledger.actors[args[0]["handle_id"]].created = True
             self.sim.network.send(GCS_ID, source, ("created", request, answer["actor_id"]))
         elif method == "subscribe_actor":
             self._do(actors.subscribe(args[0], number))

@@ -28,8 +28,9 @@ from minray.wire.messages import (
 )
 from minray.worker.actor_calls import ActorClient
 from minray.worker.core import Core, new_actor_client
+from minray.worker.owner import TaskManager
 from minray.worker.references import STORED
-from minray.worker.tasks import ITEM, MULTI, Function, SchedulingKey
+from minray.worker.tasks import ITEM, MULTI, Function, Lease, SchedulingKey
 
 if TYPE_CHECKING:
     from minray.testing.simulator.run import Simulation
@@ -56,6 +57,7 @@ class Process:
         self.core = Core(
             self.address, job_id, worker_id[:12], max_pipeline=MAX_PIPELINE, lease_idle_s=LEASE_IDLE_S
         )
+        self.core.owner._bury = self._bury  # type: ignore[method-assign]
         self.kept: list[Handle] = []  # references in global variables
         self.depth = 0
         self.creating: dict[int, Frame] = {}  # requests to the GCS that create an actor
@@ -105,6 +107,19 @@ class Process:
         self._requests += 1
         self.sim.network.send(self.worker_id, GCS_ID, (self._requests, method, args))
         return self._requests
+
+    def _bury(self, lease: Lease) -> None:
+        """A leased worker is dead: only attempts that have started may be charged for it."""
+        assert lease.death is not None
+        running = lease.death[0]
+        batch = [(task, task.attempt, task.retries) for task in lease.inflight.values()]
+        tasks = self.core.owner.tasks
+        TaskManager._bury(self.core.owner, lease)
+        for task, attempt, retries in batch:
+            charged = task.retries != retries or (task.seq not in tasks and not task.cancelled)
+            started = (self.worker_id, task.seq, attempt) in self.sim.ledger.attempts
+            if charged and not started and running is not None:  # else the node could not say
+                raise SimulationError(f"task {task.seq} of {self} is charged for a crash, but never started")
 
     # -- in ------------------------------------------------------------------------------------------
 

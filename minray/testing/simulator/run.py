@@ -14,12 +14,12 @@ from minray.testing.simulator.network import Network, Pair
 from minray.testing.simulator.node import Gcs, Node
 from minray.testing.simulator.process import EOF, GCS_ID, NODE_ID, Process
 from minray.testing.simulator.user import Frame
-from minray.testing.simulator.worker import Worker
+from minray.testing.simulator.worker import Call, Worker
 from minray.wire.messages import Address
 from minray.worker.references import ERROR, PENDING
 from minray.worker.tasks import ITEM
 
-BUDGET = 150  # submissions and calls, of everybody: the world must end
+BUDGET = 400  # tasks and calls of everybody: the world must end
 REST_STEPS = 100_000
 FOREVER_S = 60.0  # idle workers may retire, nothing else happens by itself
 
@@ -229,8 +229,8 @@ class Simulation:
         rng = self.rng
         if self.kills_left and rng.random() < 0.02 and self._kill_somebody():
             return True
-        if rng.random() < 0.01:
-            self.advance(0.05)
+        if rng.random() < 0.02:
+            self.advance(0.12)
         busy = self.network.busy()
         if busy and rng.random() < 0.6:
             self.deliver(rng.choice(busy))
@@ -263,9 +263,11 @@ class Simulation:
         return False
 
     def _kill_somebody(self) -> bool:
-        victims: list[Process] = list(self.workers())
-        if len(self.programs) > 1:
-            victims.append(self.programs[-1].process)
+        workers = self.workers()
+        actors = [worker for worker in workers if worker.actor is not None]
+        victims: list[Process] = list(actors if actors and self.rng.random() < 0.4 else workers)
+        if len(self.programs) > 1 and self.rng.random() < 0.2:
+            victims = [self.programs[-1].process]
         if not victims:
             return False
         self.kills_left -= 1
@@ -277,8 +279,10 @@ class Simulation:
     def settle(self) -> None:
         """Let everything finish that can."""
         for _ in range(REST_STEPS):
-            if not self.step(user_code=False) and not self.advance() and not self._end_a_wait():
-                return
+            if not self.step(user_code=False):
+                self.node.check_progress()
+                if not self.advance() and not self._end_a_wait():
+                    return
             self.check()
         raise SimulationError("it does not come to rest")
 
@@ -306,15 +310,11 @@ class Simulation:
 
     def _check_stuck(self, frame: Frame) -> None:
         """A producer waits for its consumer although that has everything: both would wait for ever."""
-        for consumer in self._frames():
-            for stream in consumer.streams:
-                owner, seq = consumer.process.worker_id, stream.seq
-                mine = getattr(frame, "owner", (b"", b""))[1] == owner and getattr(frame, "seq", -1) == seq
-                if mine and stream.consumed == stream.produced and frame in self._producers():
-                    raise SimulationError(f"generator {seq} and its consumer wait for each other")
-
-    def _producers(self) -> list[Frame]:
-        return [f for f in self._frames() if getattr(f, "producing", False)]
+        if isinstance(frame, Call) and frame.producing:
+            owner = self.processes.get(frame.owner[1])
+            stream = owner.core.streams.get(frame.seq) if owner is not None else None
+            if stream is not None and stream.consumed == stream.produced:
+                raise SimulationError(f"generator {frame.seq} and its consumer wait for each other")
 
     def let_go(self) -> bool:
         """Everybody drops everything; False if there was nothing."""
@@ -377,7 +377,7 @@ def vars_of(record: Any) -> dict[str, Any]:
 
 def run(seed: int, *, steps: int = 300, kills: int = 0) -> Simulation:
     """One schedule: drivers work for ``steps`` steps, then everybody lets go. Raises SimulationError."""
-    sim = Simulation(seed, cpus=1 + seed % 3, drivers=1 + (seed % 5 == 0), kills=kills)
+    sim = Simulation(seed, cpus=1 + seed % 3, drivers=1 + (seed % 4 == 0), kills=kills)
     try:
         for _ in range(steps):
             sim.step()

@@ -18,13 +18,14 @@ from minray.worker.tasks import STORED, STREAMING, Function, Stream, Task
 Steps = Iterator[None]
 MAX_DEPTH = 2  # of nested tasks: the world must end
 RETRIES = (0, 0, 1, 3, -1)
+BURSTS = (1, 1, 1, 1, 2, 3, 8)  # tasks that are submitted in one go
 TOO_MUCH = 99  # CPUs that no node has
 
 
 class Frame:
     """One piece of user code. ``open`` until it has ended."""
 
-    def __init__(self, process: Process, *, submits: bool = True) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self.sim = process.sim
         self.rng = process.sim.rng
@@ -33,7 +34,6 @@ class Frame:
         self.streams: list[Stream] = []
         self.weak: list[bytes] = []  # hidden ids of actors found by name
         self.open = True
-        self.submits = submits
         self.cancelled = False
         self.consumed = 0  # of the stream that it produces
         self.waiting: Callable[[], bool] | None = None
@@ -53,6 +53,8 @@ class Frame:
     def pick(self, most: int) -> list[Handle]:
         """Some of the references in hand."""
         everything = self.in_hand()
+        if self.rng.random() < 0.5:
+            everything = self.handles[-4:]  # what is new is interesting
         return self.rng.sample(everything, min(len(everything), self.rng.randint(0, most)))
 
     def drop(self, handles: list[Handle], index: int) -> None:
@@ -90,11 +92,14 @@ class Frame:
 
     def act(self) -> Steps:
         """One random thing."""
-        actions = [self.put, self.get, self.forget, self.consume, self.call, self.look_up, self.cancel]
-        weights = [20, 25, 20, 15, 15, 2, 5]
-        if self.submits and self.process.depth < MAX_DEPTH:
-            actions += [self.submit, self.create, self.kill]
-            weights += [30, 6, 2]
+        actions = [self.put, self.get, self.forget, self.consume, self.look_up, self.cancel]
+        weights = [20, 25, 20, 15, 2, 5]
+        if self.sim.budget > 0:
+            actions.append(self.call)
+            weights.append(15)
+            if self.process.depth < MAX_DEPTH:
+                actions += [self.submit, self.pass_on, self.create, self.kill]
+                weights += [30, 10, 6, 2]
         (action,) = self.rng.choices(actions, weights)
         return action()
 
@@ -166,12 +171,22 @@ class Frame:
     # -- tasks ---------------------------------------------------------------------------------------
 
     def submit(self) -> Steps:
-        """A task of some kind."""
+        """A task of some kind, or some of them."""
         functions = [f for f in self.process.functions if f.key.depth == self.process.depth]
-        function = self.rng.choice(functions) if functions and self.rng.random() < 0.5 else self._define()
-        seq = self.core.next_seq()
-        self._send(Task(seq, function, b"", None, function.num_returns, function.max_retries))
+        function = self.rng.choice(functions) if functions and self.rng.random() < 0.6 else self._define()
+        for _ in range(self.rng.choice(BURSTS)):
+            seq = self.core.next_seq()
+            self._send(Task(seq, function, b"", None, function.num_returns, function.max_retries))
         yield
+
+    def pass_on(self) -> Steps:
+        """Something in a new object, and that to a task or an actor: who looks inside gets it from us."""
+        yield from self.put()
+        chosen = self._some_actor()
+        if chosen is not None and self.rng.random() < 0.5:
+            self.call_once(chosen[0], counted=chosen[1])
+        else:
+            yield from self.submit()
 
     def _define(self) -> Function:
         """A remote function under some options."""
@@ -201,6 +216,7 @@ class Frame:
         task.nested += handle
         task.parent = self
         sim, process = self.sim, self.process
+        sim.budget -= 1
         sim.ledger.submitted(process.worker_id, task.seq, task.retries)
         ids = self.core.submit(task, sim.now)
         self.handles += [(i, process.address) for i in ids]
@@ -326,7 +342,8 @@ class Frame:
 
     def look_up(self) -> Steps:
         """get_actor(): a handle that does not count."""
-        mine = [a for a in self.sim.ledger.actors.values() if a.actor_id[12:] == self.process.job_id]
+        known = [a for a in self.sim.ledger.actors.values() if a.created]
+        mine = [a for a in known if a.actor_id[12:] == self.process.job_id]
         if mine:
             facts = self.rng.choice(mine)
             self.weak.append(facts.handle_id)

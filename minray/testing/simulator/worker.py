@@ -7,7 +7,7 @@ swallows it, a generator waits for its consumer. ``actor.py`` has the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from minray.testing.simulator.actor import ActorRole
@@ -36,7 +36,7 @@ from minray.worker.tasks import END, ITEM, MULTI, RETRY, STORED, STREAMING
 if TYPE_CHECKING:
     from minray.testing.simulator.run import Simulation
 
-Steps = Iterator[None]
+Steps = Generator[None, None, None]
 EXEC_NS = 300_000  # of every task: so that several are in flight per worker
 
 
@@ -56,6 +56,7 @@ class Call(Frame):
         self.meta = meta
         self.scope: list[bytes] = []
         self.begun = False
+        self.producing = False  # waits for the consumer of its items
         self.script: Steps = self.run()
 
     def step(self) -> bool:
@@ -78,13 +79,15 @@ class Call(Frame):
         try:
             self._arguments_arrive()
             yield
+            if self.handles and self.rng.random() < 0.4:
+                yield from self.get()
             for _ in range(self.rng.randint(0, 4)):
                 yield from self.act()
             status, value = yield from self._outcome()
         except Interrupt:
             status, value = ERROR, ("cancelled", "f")
         self.waiting = None
-        self.close(keeps=0.1)
+        self.close(keeps=0.15)
         retained = self.core.refs.end_scope(self.scope) if self.scope else None
         self.worker.answer(self, (self.seq, self.attempt, status, value, EXEC_NS, retained))
 
@@ -101,7 +104,7 @@ class Call(Frame):
                 self.scope += [r[0] for r in value[2]]
                 self.take(value[2])
 
-    def _outcome(self) -> Iterator[Any]:
+    def _outcome(self) -> Generator[None, None, tuple[int, Any]]:
         """What it returns, raises or yields."""
         n = self.meta["n"]
         object_id = self._object_id
@@ -118,8 +121,8 @@ class Call(Frame):
         return MULTI, [self._outgoing(object_id(1 + i)) for i in range(n)]
 
     def _object_id(self, index: int) -> bytes:
-        job_id = self.worker.job_id
-        return self.owner[1][:12] + self.seq.to_bytes(8, "big") + job_id + index.to_bytes(4, "little")
+        prefix, job_id = self.owner[1][:12], self.worker.job_id
+        return bytes(prefix + self.seq.to_bytes(8, "big") + job_id + index.to_bytes(4, "little"))
 
     def _outgoing(self, object_id: bytes) -> tuple[int, Any]:
         """A value on its way to the owner, with the grants for the references inside it."""
@@ -137,10 +140,10 @@ class Call(Frame):
             self.worker.flush()
             yield
             if limit:
-                self.waiting = self._consumer_is_near(index + 1, limit)
+                self.waiting, self.producing = self._consumer_is_near(index + 1, limit), True
                 while self.waiting is not None and not self.waiting():
                     yield
-                self.waiting = None
+                self.waiting, self.producing = None, False
             if self.rng.random() < 0.3:
                 yield from self.act()
 
@@ -229,7 +232,7 @@ class Worker(Process):
         self.depth = meta["depth"]
         self.page = (self.queue.lease_no, spec[0], spec[1])
         self.sim.check_start(self, owner, spec)
-        self.sim.ledger.started(owner[1], spec[0])
+        self.sim.ledger.started(owner[1], spec[0], spec[1])
         self.call = Call(self, owner, spec, meta)
         return True
 
