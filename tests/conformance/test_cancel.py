@@ -41,6 +41,17 @@ def nap(gate):
         time.sleep(0.005)
 
 
+def cancel_for_sure(ref):
+    """Cancel and check it; what survives must not keep its CPU from the tests that follow."""
+    ray.cancel(ref)
+    try:
+        with pytest.raises(exceptions.TaskCancelledError):
+            ray.get(ref, timeout=10)
+    except exceptions.GetTimeoutError:
+        ray.cancel(ref, force=True)
+        raise
+
+
 # --- B34 ----------------------------------------------------------------------------------------
 
 
@@ -140,12 +151,7 @@ def test_b34_a_cancel_just_after_a_get_is_not_lost(gate):
     for i in range(1, 16):
         ref = nap.remote(gate)
         gate.arrivals(at_least=i)
-        ray.cancel(ref)
-        try:
-            with pytest.raises(exceptions.TaskCancelledError):
-                ray.get(ref, timeout=10)
-        finally:
-            ray.cancel(ref, force=True)  # nothing if it has ended
+        cancel_for_sure(ref)
 
 
 @needs_concurrency
@@ -160,14 +166,8 @@ def test_b34_a_task_that_is_busy_in_the_api_is_cancelled(gate):
 
     refs = [submit.remote(gate) for _ in range(2)]
     gate.arrivals(at_least=2)
-    try:
-        for ref in refs:
-            ray.cancel(ref)
-            with pytest.raises(exceptions.TaskCancelledError):
-                ray.get(ref, timeout=10)
-    finally:
-        for ref in refs:  # what survived that must not keep the CPUs from the tests that follow
-            ray.cancel(ref, force=True)
+    for ref in refs:
+        cancel_for_sure(ref)
 
 
 @needs_concurrency

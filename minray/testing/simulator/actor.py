@@ -34,7 +34,7 @@ class ActorRole:
         self.calls: list[Call] = []
         self.stopping = False
         self._blocked = False
-        worker.depth = 2  # its calls submit nothing: see user.MAX_DEPTH
+        worker.depth = order.spec["depth"]
         spec = (-1, 0, "__init__", order.spec["args"], None)
         meta = {"n": 1, "retry": False, "backpressure": 0, "actor": True}
         self._init: Call | None = Call(worker, order.spec["owner"], spec, meta)

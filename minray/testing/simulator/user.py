@@ -16,7 +16,7 @@ from minray.worker.references import ERROR, INLINE, PENDING
 from minray.worker.tasks import STORED, STREAMING, Function, Stream, Task
 
 Steps = Iterator[None]
-MAX_DEPTH = 2  # of nested tasks: the world must end
+MAX_DEPTH = 3  # of nested tasks
 RETRIES = (0, 0, 1, 3, -1)
 BURSTS = (1, 1, 1, 1, 2, 3, 8)  # tasks that are submitted in one go
 TOO_MUCH = 99  # CPUs that no node has
@@ -121,7 +121,7 @@ class Frame:
 
     def get(self) -> Steps:
         """The value of some object, and with it the references inside."""
-        everything = self.in_hand()
+        everything = self.handles[-2:] if self.rng.random() < 0.5 else self.in_hand()
         if everything:
             handle = self.rng.choice(everything)
             # It may be dropped by a neighbour while we wait: what waits keeps its own reference.
@@ -187,6 +187,7 @@ class Frame:
             self.call_once(chosen[0], counted=chosen[1])
         else:
             yield from self.submit()
+            yield from self.get()
 
     def _define(self) -> Function:
         """A remote function under some options."""
@@ -291,6 +292,7 @@ class Frame:
             "class_name": "A",
             "method_meta": b"",
             "options": options,
+            "depth": process.depth + 1,
             "args": (b"", [], [(i, o, False) for i, o in inner]),
             "handle_id": handle_id,
             "placement_resources": {"CPU": CPU},
