@@ -16,7 +16,14 @@ from pickle import loads
 from time import monotonic
 from typing import Any
 
-from minray.exceptions import GetTimeoutError, ObjectLostError, ObjectStoreFullError, RayError, RaySystemError
+from minray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OwnerDiedError,
+    RayError,
+    RaySystemError,
+)
 from minray.object_ref import ObjectRef, make_ref
 from minray.store.errors import StoreFull
 from minray.store.holds import Gone
@@ -159,9 +166,9 @@ class ObjectOps(Link):
         holds = self.store.acquire([(object_id, value[0]) for object_id, value, _ in objects])
         values = []
         failure: Exception | None = None
-        for (object_id, value, _), hold in zip(objects, holds, strict=True):
+        for (object_id, value, owner), hold in zip(objects, holds, strict=True):
             if isinstance(hold, Gone):
-                failure = ObjectLostError(object_id.hex(), None, "", hold.reason)
+                failure = self._lost(object_id, owner, hold.reason)
             elif failure is not None:
                 hold.release()
             else:
@@ -173,6 +180,12 @@ class ObjectOps(Link):
         if failure is not None:
             raise failure
         return values
+
+    def _lost(self, object_id: bytes, owner: Address | None, reason: str) -> Exception:
+        """A living owner frees nothing that is borrowed: if it is gone, so is its owner, announced or not yet."""
+        if owner is None or owner[1] == self.core.me[1]:
+            return ObjectLostError(object_id.hex(), None, "", reason)
+        return OwnerDiedError(object_id.hex(), None, "", f"its owner, worker {owner[1].hex()[:8]}, is dead: {reason}")
 
     # -- put -----------------------------------------------------------------------------------------
 

@@ -356,16 +356,15 @@ class ReferenceTable:
             for inner in record.contains:
                 holds[inner] = holds.get(inner, 0) + 1
         for object_id, record in self.objects.items():
-            name = object_id.hex()
-            assert record.local >= 0 and record.held >= 0 and record.grants >= 0, f"{name}: negative count"
-            assert record.held >= holds.get(object_id, 0), f"{name}: contained but not held"
+            assert record.local >= 0 and record.held >= 0 and record.grants >= 0, f"{object_id.hex()}: negative count"
+            assert record.held >= holds.get(object_id, 0), f"{object_id.hex()}: contained but not held"
             if record.owner is None:
-                assert record.grants == 0 and not record.promised, f"{name}: owner with borrower's counts"
-                assert not record.entitled, f"{name}: owner and entitled borrower"
-                assert record.in_use() or record.borrowed_away() or record.pinned, f"{name}: leaked"
+                assert record.grants == 0 and not record.promised, f"{object_id.hex()}: owner with borrower's counts"
+                assert not record.entitled, f"{object_id.hex()}: owner and entitled borrower"
+                assert record.in_use() or record.borrowed_away() or record.pinned, f"{object_id.hex()}: leaked"
             else:
-                assert record.borrowers is None, f"{name}: borrower with owner's counts"
-                assert record.in_use() or record.promised, f"{name}: leaked by a borrower"
-                assert object_id in self._borrowed_from[record.owner[1]], f"{name}: not indexed"
+                assert record.borrowers is None, f"{object_id.hex()}: borrower with owner's counts"
+                assert record.in_use() or record.promised, f"{object_id.hex()}: leaked by a borrower"
+                assert object_id in self._borrowed_from[record.owner[1]], f"{object_id.hex()}: not indexed"
         for object_id in holds:
             assert object_id in self.objects, f"{object_id.hex()}: contained but unknown"

@@ -197,6 +197,7 @@ class Process:
 
     def perform(self) -> None:
         """Carry out the core's effects, as worker.link does."""
+        self.sim.touched.add(self.worker_id)
         effects = self.core.effects
         while effects:
             batch = effects[:]

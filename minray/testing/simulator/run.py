@@ -21,6 +21,7 @@ from minray.worker.tasks import ITEM
 
 BUDGET = 400  # tasks and calls of everybody: the world must end
 REST_STEPS = 100_000
+FULL_CHECK = 20  # steps
 FOREVER_S = 60.0  # idle workers may retire, nothing else happens by itself
 
 
@@ -56,6 +57,7 @@ class Simulation:
         self.processes: dict[bytes, Process] = {}
         self.connected: dict[bytes, set[bytes]] = {}
         self.died_at: dict[bytes, float] = {}
+        self.touched: set[bytes] = set()  # since the last check
         self.timers: list[tuple[float, Process, str, int]] = []
         self.job_of: dict[bytes, bytes] = {}  # of drivers
         self.programs: list[Program] = []
@@ -160,14 +162,18 @@ class Simulation:
         if object_id not in self.ledger.tainted:
             raise SimulationError(f"{process} references {object_id.hex()}, which its owner has freed")
 
-    def check(self, *touched: Process) -> None:
-        """After each step."""
-        self.node.check_invariants()
-        self.gcs.actors.check_invariants()
-        for process in touched or self.processes.values():
-            process.core.check_invariants()
-            if isinstance(process, Worker):
-                process.queue.check_invariants()
+    def check(self) -> None:
+        """After each step: who has been touched agrees with itself, and nobody uses what is freed."""
+        everything = self.steps % FULL_CHECK == 0
+        if everything or NODE_ID in self.touched or GCS_ID in self.touched:
+            self.node.check_invariants()
+            self.gcs.actors.check_invariants()
+        for process in self.processes.values():
+            if everything or process.worker_id in self.touched:
+                process.core.check_invariants()
+                if isinstance(process, Worker):
+                    process.queue.check_invariants()
+        self.touched.clear()
         tainted = self.ledger.tainted
         for process in self.processes.values():
             for object_id, record in process.core.objects.items():
@@ -187,6 +193,7 @@ class Simulation:
         """One message arrives."""
         source, target = pair
         message = self.network.take(pair)
+        self.touched.add(target)
         if target == NODE_ID:
             self.node.receive(source, message)
             return None
@@ -220,6 +227,7 @@ class Simulation:
             if process.alive:
                 process.core.on_timer(what, number, self.now)
                 process.perform()
+        self.touched.add(NODE_ID)
         self.node.tick()
         return True
 
