@@ -168,7 +168,7 @@ class ObjectOps(Link):
         failure: Exception | None = None
         for (object_id, value, owner), hold in zip(objects, holds, strict=True):
             if isinstance(hold, Gone):
-                failure = self._lost(object_id, owner, hold.reason)
+                failure = self._gone_error(object_id, owner, hold.reason)
             elif failure is not None:
                 hold.release()
             else:
@@ -181,7 +181,7 @@ class ObjectOps(Link):
             raise failure
         return values
 
-    def _lost(self, object_id: bytes, owner: Address | None, reason: str) -> Exception:
+    def _gone_error(self, object_id: bytes, owner: Address | None, reason: str) -> Exception:
         """A living owner frees nothing that is borrowed: if it is gone, so is its owner, announced or not yet."""
         if owner is None or owner[1] == self.core.me[1]:
             return ObjectLostError(object_id.hex(), None, "", reason)
