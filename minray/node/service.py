@@ -330,12 +330,15 @@ class NodeService:
         peer.pidfd = fd
         self.reactor.add_reader(fd, lambda _: self.driver_gone(peer, "its process has ended"))
 
-    def driver_gone(self, peer: Peer, text: str) -> None:
-        """The job ends: its workers, its objects, its waits."""
+    def _unwatch_pid(self, peer: Peer) -> None:
         if peer.pidfd >= 0:
             self.reactor.remove_reader(peer.pidfd)
             os.close(peer.pidfd)
             peer.pidfd = -1
+
+    def driver_gone(self, peer: Peer, text: str) -> None:
+        """The job ends: its workers, its objects, its waits."""
+        self._unwatch_pid(peer)
         if self.peers.get(peer.worker_id) is not peer or self.ending is not None:
             return
         del self.peers[peer.worker_id]
@@ -510,6 +513,8 @@ class NodeService:
         """End all processes, remove segments and folder, then call ``done``. Returns at once."""
         if self.ending is None:
             self.ending = Ending(self, self._session["dir"], done)
+            for worker_id in self.drivers.values():
+                self._unwatch_pid(self.peers[worker_id])
             self.settle()
             self.ending.begin(reason)
 

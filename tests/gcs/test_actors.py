@@ -231,7 +231,7 @@ def test_get_if_exists_finds_or_creates(table: ActorTable) -> None:
 def test_get_named(table: ActorTable) -> None:
     alive(table, name="a")
     assert table.get_named("a", "ns")["method_meta"] == b"methods"
-    with pytest.raises(ActorError, match="no actor named 'a' in namespace 'other'"):
+    with pytest.raises(ActorError, match="actor with name 'a' in namespace 'other'"):
         table.get_named("a", "other")
 
 
