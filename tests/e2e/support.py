@@ -33,7 +33,9 @@ PATIENCE_S = 5.0  # the promise: nothing is left after that
 LIMIT_S = 60.0  # against hangs
 
 PRELUDE = """\
-import os, sys, time
+import os, signal, sys, time
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 def say(*words):
     with open({said!r}, "a") as file:
         file.write(" ".join(map(str, words)) + "\\n")
@@ -187,10 +189,14 @@ class Driver:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Kill whatever is there, for tests that failed."""
+        """Kill whatever is there, for tests that failed; the session may clean up behind its driver first."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+            try:
+                self.leaves_nothing()
+            except AssertionError:
+                pass  # another test's business
         for process in self.processes():
             try:
                 process.send_signal(signal.SIGKILL)
