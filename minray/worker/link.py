@@ -199,7 +199,7 @@ class Link:
                 item()
         if many > self._many:
             self._many = many
-        elif self._many > FEW and len(self.core.objects) * 8 < self._many:
+        if self._many > FEW and len(self.core.objects) * 8 < self._many:
             self._many = 0
             for table in (self.core.objects, self.core.owner.tasks):
                 _shrink(table)
