@@ -204,15 +204,13 @@ def apply_env_vars(changes: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def blas_thread_vars(threads: int, keep: Iterable[str] | None = None) -> dict[str, str]:
-    """Environment that limits BLAS and OpenMP to ``threads``; variables the user has set are left alone.
+def blas_thread_vars(threads: int, said: Mapping[str, str]) -> dict[str, str]:
+    """Environment that gives BLAS and OpenMP ``threads`` threads, at least 1.
 
-    Args:
-        threads: what a process may use, at least 1.
-        keep: variables not to touch; None: those set in this process's environment.
+    ``said``: what the user has set stays; OMP_NUM_THREADS counts for those that the user has not set, too.
     """
-    kept = set(os.environ if keep is None else keep)
-    return {name: str(max(1, threads)) for name in BLAS_THREAD_VARIABLES if name not in kept}
+    default = said.get("OMP_NUM_THREADS") or str(max(1, threads))
+    return {name: said.get(name) or default for name in BLAS_THREAD_VARIABLES}
 
 
 def _foreign(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:

@@ -210,13 +210,14 @@ class NodeService:
         boot = {
             "entry": self._entry,
             "session_dir": session["dir"],
-            "env": {**blas_thread_vars(1), **blas, **_without_malloc(environ)},
+            "env": {**blas_thread_vars(1, blas), **_without_malloc(environ)},
             "bootstrap": {
                 "session": self.public_session,
                 "config": self.config.to_dict(),
                 "token": session["token"],
                 "node_endpoint": self.endpoint,
                 "node_id": self.node_id,
+                "blas_said": blas,
             },
         }
         sock, life = self._zygote

@@ -20,6 +20,7 @@ from minray.wire.codec import decode
 from minray.wire.messages import CreateActor, Hello, Register, Registered, pack
 from minray.wire.reactor import Reactor
 from minray.worker.actor_executor import ActorExecutor
+from minray.worker.blas import BlasThreads
 from minray.worker.executor import Executor
 from minray.worker.launch import sibling_endpoint
 from minray.worker.pickling import set_worker_path
@@ -50,6 +51,7 @@ class Worker:
         real = reactor.listen(endpoint, rt.accept)
         rt.hello = hello = Hello("worker", hello.worker_id, hello.node_id, b"", pid, started, real)
         rt.env_vars = dict(bootstrap["env_vars"])
+        rt.blas = BlasThreads({**bootstrap["blas_said"], **rt.env_vars})
         rt.handle(CreateActor, self._on_create_actor)
         self.page = StatusPageWriter(bootstrap["status_page"], bootstrap["slot"])
         rt.prepare_executor = self._prepare

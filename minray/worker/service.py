@@ -252,6 +252,7 @@ class WorkerRuntime(CoreWorker):
         super().__init__(reactor, config, hello)
         self.executor: Any = None
         self.env_vars: dict[str, str] = {}
+        self.blas: Any = None  # main's
         self._resources: dict[str, int] = {}
         self._resource_ids: dict[str, list[tuple[int, int]]] = {}
         self._gpu_env: str | None = None
@@ -302,6 +303,7 @@ class WorkerRuntime(CoreWorker):
         """What the node has given this worker for its lease or its life."""
         self._resources = resources
         self._resource_ids = ids
+        self.blas.entitle(from_units(resources).get("CPU", 0.0))
         gpus = ids.get("GPU")
         if gpus or self._gpu_env:
             self._gpu_env = ",".join(str(i) for i in self.gpu_ids())
@@ -407,7 +409,6 @@ class WorkerRuntime(CoreWorker):
     def exit_process(self, code: int, why: str = "") -> None:
         """Run atexit handlers, send what is unsent, and end. Does not return."""
         import atexit
-        import threading
 
         who = self.actor if self.actor is not None else self.executor
         who.flush()
@@ -423,7 +424,6 @@ class WorkerRuntime(CoreWorker):
             except (OSError, ValueError):
                 pass  # closed by user code
         done = Waiter()
-        threading.current_thread()
         self.drain_sockets(done)
         os._exit(code)
 

@@ -153,7 +153,9 @@ def test_apply_env_vars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blas_threads_leave_the_users_settings_alone() -> None:
-    limits = config_module.blas_thread_vars(2, keep=["OMP_NUM_THREADS"])
-    assert "OMP_NUM_THREADS" not in limits
-    assert limits["OPENBLAS_NUM_THREADS"] == "2"
-    assert set(config_module.blas_thread_vars(0, keep=[]).values()) == {"1"}
+    limits = config_module.blas_thread_vars(2, {"MKL_NUM_THREADS": "3", "HOME": "/"})
+    assert limits["MKL_NUM_THREADS"] == "3"
+    assert limits["OMP_NUM_THREADS"] == limits["OPENBLAS_NUM_THREADS"] == "2"
+    assert "HOME" not in limits
+    assert set(config_module.blas_thread_vars(2, {"OMP_NUM_THREADS": "4"}).values()) == {"4"}
+    assert set(config_module.blas_thread_vars(0, {}).values()) == {"1"}

@@ -15,6 +15,8 @@ import sys
 
 import pytest
 
+from minray.worker.blas import loaded_libraries
+
 from .support import ROOT
 
 PROGRAM = """
@@ -170,21 +172,53 @@ _multiprocessing.SemLock = refuse
     runs(drive(broken + PROGRAM))
 
 
-def test_blas_threads_are_as_many_as_the_tasks_cpus(drive):
-    driver = drive(
-        """
-        context = ray.init(num_cpus=2)
-        say("session", context.address_info["session_dir"])
+BLAS = """
+import numpy as np
+context = ray.init(num_cpus=2)
+say("session", context.address_info["session_dir"])
 
-        @ray.remote
-        def threads():
-            return os.environ.get("OMP_NUM_THREADS"), os.environ.get("OPENBLAS_NUM_THREADS")
+def threads():
+    array = np.ones((600, 600))
+    array @ array
+    tasks = "/proc/self/task"
+    extra = len(os.listdir(tasks)) - BASE if os.path.isdir(tasks) else 0
+    return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")], extra
 
-        say("threads", *ray.get(threads.remote()))
-        """
-    )
+class Actor:
+    def threads(self):
+        return threads()
+
+BASE = 0
+_, base = ray.get(ray.remote(threads).remote())
+BASE = base
+for cpus in (0.5, 2, 1):
+    (omp, openblas), extra = ray.get(ray.remote(num_cpus=cpus)(threads).remote())
+    say("task", cpus, omp, openblas, extra if cpus > 1 else "-")
+(omp, openblas), extra = ray.get(ray.remote(num_cpus=2)(Actor).remote().threads.remote())
+say("actor", omp, openblas, extra)
+"""
+
+
+def has_openblas():
+    """Whether this numpy brings its own, whose threads can be counted."""
+    import numpy  # noqa: F401 - it maps the library
+
+    return any("openblas" in path for path in loaded_libraries())
+
+
+def test_blas_threads_are_as_many_as_the_cpus_of_a_task_or_an_actor(drive):
+    driver = drive(BLAS)
     driver.succeeds()
-    assert driver.said("threads") == ["1 1"]
+    more = 1 if has_openblas() else 0
+    assert driver.said("task") == ["0.5 1 1 -", f"2 2 2 {more}", "1 1 1 -"]
+    assert driver.said("actor") == [f"2 2 {more}"]
+    driver.leaves_nothing()
+
+
+def test_blas_threads_that_the_user_has_set_stay(drive):
+    driver = drive(BLAS, env={"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": None})
+    driver.succeeds()
+    assert driver.said("task") == ["0.5 2 2 -", "2 2 2 0", "1 2 2 -"]  # two threads from the start
     driver.leaves_nothing()
 
 
