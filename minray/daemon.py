@@ -259,7 +259,7 @@ def main(folder: str) -> None:
     try:
         boot = read_boot(0)
     except EOFError:
-        from minray.node.cleanup import remove_session
+        from minray.store.remains import remove_session
 
         remove_session(folder)
         raise

@@ -1,4 +1,4 @@
-"""The end of a session's processes and files, for whoever survives: node, zygote or reaper.
+"""The end of a session's processes, for whoever survives: node, zygote or reaper.
 
 Rules that keep strangers safe: a worker is signalled by its parent only, and before it is reaped (its pid and
 its group's number cannot be used again until then); who is not its parent goes by the *session* of the
@@ -15,8 +15,6 @@ import os
 import signal
 import time
 from collections.abc import Collection
-
-from minray.store import segments
 
 ROUNDS = 20  # looks at a session's processes before giving up on one that cannot die
 
@@ -80,44 +78,3 @@ def _is_zombie(pid: int) -> bool:
     except OSError:
         return not os.path.exists("/proc/self/stat")
     return data[data.rindex(b")") + 2 :][:1] in (b"Z", b"X")
-
-
-def remove_session(folder: str) -> None:
-    """Unlink the segments that the journal of a session names, then remove its folder."""
-    try:
-        segments.sweep(folder)
-    except (OSError, ValueError):  # no journal that can be read: nothing more can be known
-        pass
-    remove_tree(folder)
-
-
-def remove_tree(folder: str) -> None:
-    """``shutil.rmtree`` without shutil, which loads every compression module. Ignores what others remove."""
-    for _ in range(3):  # a dying process may still put a file there
-        if _remove_once(folder):
-            return
-
-
-def _remove_once(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            listed = list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    for entry in listed:
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                _remove_once(entry.path)
-            else:
-                os.unlink(entry.path)
-        except OSError:
-            continue
-    try:
-        os.rmdir(folder)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from minray._base.resources import from_units
 from minray.wire import messages as m
 from minray.wire.errors import ProtocolError, WireError
 from minray.wire.messages import Message, pack
@@ -169,10 +168,6 @@ def _node_info(node: NodeService, peer: Peer) -> dict[str, Any]:
     return {**node.public_session, **where}
 
 
-def _available(node: NodeService, peer: Peer) -> dict[str, float]:
-    return {name: amount for name, amount in from_units(node.available()).items() if amount > 0}
-
-
 def _stats(node: NodeService, peer: Peer) -> dict[str, Any]:
     return node.stats()
 
@@ -185,7 +180,6 @@ def _flush_logs(node: NodeService, peer: Peer) -> bool:
 
 REQUESTS: dict[str, Callable[[NodeService, Peer], Any]] = {
     "node_info": _node_info,
-    "available_resources": _available,
     "stats": _stats,
     "flush_logs": _flush_logs,
 }

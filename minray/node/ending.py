@@ -14,8 +14,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from minray.node import cleanup
 from minray.node.worker_pool import ACTOR, IDLE
+from minray.store.remains import remove_session
 from minray.wire.messages import ExitWorker, pack
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Ending:
             peer.conn.close()
         node.store.shutdown()
         node.workers.close()
-        cleanup.remove_session(self._folder)
+        remove_session(self._folder)
         self._wait_for_sockets(monotonic() + FLUSH_S)
 
     def _wait_for_sockets(self, deadline: float) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 
 from minray.node import cleanup
+from minray.store.remains import remove_session
 
 
 def follow(lines: Iterable[str]) -> tuple[str, list[int]]:
@@ -36,7 +37,7 @@ def main() -> None:
     for pid in alive:
         cleanup.kill_session(pid)
     if folder:
-        cleanup.remove_session(folder)
+        remove_session(folder)
 
 
 if __name__ == "__main__":

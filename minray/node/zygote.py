@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 
 from minray._base.config import apply_env_vars
 from minray.node import cleanup
+from minray.store.remains import remove_session
 from minray.wire.codec import decode, encode_framed
 from minray.wire.framing import FrameDecoder
 
@@ -181,7 +182,7 @@ class Zygote:
         if os.getsid(0) == os.getpid():
             cleanup.kill_session(os.getpid(), spare=(os.getpid(),))
         if self.boot:
-            cleanup.remove_session(self.boot["session_dir"])
+            remove_session(self.boot["session_dir"])
 
 
 def _reap_one() -> tuple[int, int, Any] | None:

@@ -35,10 +35,6 @@ class StoreAuthority:
         """A core worker (or driver) is gone."""
         self._perform(self.table.process_died(worker, now), now)
 
-    def job_ended(self, job_id: bytes, now: float) -> None:
-        """Nothing of this job is needed any more."""
-        self._perform(self.table.job_ended(job_id, now), now)
-
     def tick(self, now: float) -> float | None:
         """Do what is due; returns when to call again, or None."""
         deadline = self.table.next_deadline()

@@ -153,13 +153,6 @@ class ExtentTable:
             self._begin_free(known)
         return self._done(now)
 
-    def job_ended(self, job_id: bytes, now: float) -> list[Effect]:
-        """Free all objects that the job made: a last resort, their owners are gone anyway."""
-        for known in list(self._catalog.objects.values()):
-            if known.object_id[20:24] == job_id:
-                self._begin_free(known)
-        return self._done(now)
-
     def create_failed(self, segment_id: int, reason: str, now: float) -> list[Effect]:
         """The "create" effect failed: instead of its grant, the requester is refused.
 

@@ -32,6 +32,7 @@ from typing import Any
 from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
+from minray.store.remains import remove_session
 from minray.wire import transports
 from minray.wire.codec import encode
 from minray.worker import session_folder
@@ -53,7 +54,7 @@ _ZYGOTE = (
     "# minray zygote\nimport sys\nfolder, sys.path[:] = sys.argv[2], [p for p in sys.path if p]\n"
     "sys.path += [p for p in sys.argv[3:] if p not in sys.path]\ndel sys.argv[2:]\n"
     "from minray.node.zygote import main\nmain()\n"
-    "from minray.node.cleanup import remove_session\nremove_session(folder)"
+    "from minray.store.remains import remove_session\nremove_session(folder)"
 )
 
 
@@ -90,7 +91,7 @@ class LocalCluster:
         if self.zygote is not None and not _wait(self.zygote, max(deadline, monotonic() + KILL_WAIT_S)):
             _kill(self.zygote)
         if os.path.isdir(self.session_dir):
-            session_folder.remove_folder(self.session_dir)
+            remove_session(self.session_dir)
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
@@ -162,7 +163,7 @@ def launch(config: Config, node: Mapping[str, Any] | None = None, *, stays: bool
         with _standard_descriptors():
             cluster = _start(config, dict(node or {}), info, token, stays)
     except BaseException:
-        session_folder.remove_folder(info.folder)
+        remove_session(info.folder)
         raise
     session_folder.sweep_dead(root)  # while the new processes load
     return cluster

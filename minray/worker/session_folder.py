@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from minray._base.config import Config
 from minray._base.process import is_alive
 from minray.exceptions import RaySystemError
-from minray.store import segments
+from minray.store.remains import remove_session
 
 INFO, TOKEN, SOCKET, LOGS = "session.info", "token", "sock", "logs"
 _NEW = ".new-"
@@ -150,7 +150,7 @@ def make_session(root: str, driver: tuple[int, float] | None, token: bytes) -> S
         info.write(young)
         os.rename(young, info.folder)
     except OSError as error:
-        remove_folder(young)
+        remove_session(young)
         raise RaySystemError(f"cannot make a session's folder in {root}: {error}. {_FIX}") from error
     return info
 
@@ -174,7 +174,7 @@ def sweep_dead(root: str, limit: int = 20) -> list[str]:
         else:
             continue
         if dead:
-            remove_folder(folder)
+            remove_session(folder)
             removed.append(folder)
     return removed
 
@@ -193,17 +193,6 @@ def _is_dead(info: SessionInfo, place: str) -> bool:
     host, boot, _ = info.place.split("/", 2)
     here, this_boot, _ = place.split("/", 2)
     return host == here and boot != this_boot
-
-
-def remove_folder(folder: str) -> None:
-    """Remove a dead session: the segments that its journal names, then the folder."""
-    try:
-        segments.sweep(folder)
-    except (OSError, ValueError):  # an unreadable journal: nothing more can be known
-        pass
-    import shutil  # it loads every compression module, so not at the start of every driver
-
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_sessions(config: Config) -> list[SessionInfo]:

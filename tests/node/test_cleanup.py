@@ -1,51 +1,17 @@
-"""The end of a session's files and processes."""
+"""The end of a session's processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from minray.node import cleanup
 from minray.node.reaper import follow
-from minray.store import segments
 
 from .processes import is_gone, wait_for
-
-
-def test_a_folder_goes_with_everything_in_it_and_nothing_beyond(tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").touch()
-    folder = tmp_path / "session"
-    (folder / "a" / "b").mkdir(parents=True)
-    (folder / "a" / "b" / "file").touch()
-    (folder / "link").symlink_to(outside)
-    cleanup.remove_tree(str(folder))
-    assert not folder.exists()
-    assert (outside / "precious").exists()
-    cleanup.remove_tree(str(folder))
-
-
-def test_segments_of_the_journal_go_first(tmp_path: Path) -> None:
-    folder = tmp_path / "session"
-    folder.mkdir()
-    made = segments.choose("file", str(folder))
-    made.create("mrtest-1", 4096)
-    made.close()
-    cleanup.remove_session(str(folder))
-    assert not folder.exists()
-
-
-def test_a_garbled_journal_does_not_keep_the_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "session"
-    folder.mkdir()
-    (folder / "segments.journal").write_bytes(b"\xff\xfe nonsense")
-    cleanup.remove_session(str(folder))
-    assert not folder.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "getsid"), reason="sessions of processes")

@@ -260,17 +260,6 @@ def test_readers_are_told_to_unmap() -> None:
     ]
 
 
-def test_the_end_of_a_job_frees_its_objects() -> None:
-    table = Table()
-    segment = table.extent(B)
-    other = object_id(3, A, job=2)
-    table.seal(B, X, segment, 0, 100)
-    table.seal(B, other, segment, 128, 100)
-    effects = table.table.job_ended((1).to_bytes(4, "big"), table.now)
-    assert effects == [("send", B, Freed([(segment, 0, 100)]))]
-    assert table.table.stats().objects == 1
-
-
 def test_shutdown_unlinks_everything() -> None:
     table = Table()
     table.extent(A)
