@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minray._base import log
+from minray._base.child_code import child_code
 from minray._base.config import child_environ
 from minray.node import cleanup
 from minray.wire.codec import encode
@@ -29,15 +30,7 @@ if TYPE_CHECKING:
     import subprocess
 
 KILL = int(getattr(signal, "SIGKILL", signal.SIGTERM))
-_WORKER = (
-    "# minray worker\nimport sys\nsys.path[:] = [p for p in sys.path if p]\n"
-    "sys.path += [p for p in sys.argv[1:] if p not in sys.path]\ndel sys.argv[1:]\n"
-    "import importlib\nimportlib.import_module({entry!r}).main()"
-)
-_REAPER = (
-    "# minray reaper\nimport sys\nsys.path[:] = [p for p in sys.path if p] + sys.argv[1:]\n"
-    "from minray.node.reaper import main\nmain()"
-)
+_REAPER = child_code("reaper", "from minray.node.reaper import main\nmain()", folders_at=1)
 _RESTARTS = 3
 
 
@@ -149,7 +142,8 @@ class SpawnLauncher:
         self._boot = boot
         self._python_path = python_path
         self._flags = flags
-        self._code = _WORKER.format(entry=entry)
+        body = f"del sys.argv[1:]\nimportlib.import_module({entry!r}).main()"
+        self._code = child_code("worker", body, folders_at=1)
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
         self._reapers_left = _RESTARTS

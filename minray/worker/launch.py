@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
+from minray._base.child_code import child_code
 from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
@@ -45,16 +46,14 @@ TABLES = "gcs.sqlite"  # of a head that stays
 
 # ``-S``: no site module, so a start does not wait for what is installed; hence the folders in argv.
 # argv: the session's folder (each can clear up if the driver is killed before it has said more), then those.
-_DAEMON = (
-    "# minray daemon\nimport gc, sys\ngc.disable()\n"
-    "sys.path[:] = [p for p in sys.path if p] + sys.argv[2:]\n"
-    "from minray.daemon import main\nmain(sys.argv[1])"
+_DAEMON = child_code(
+    "daemon", "import gc\ngc.disable()\nfrom minray.daemon import main\nmain(sys.argv[1])", folders_at=2
 )
-_ZYGOTE = (
-    "# minray zygote\nimport sys\nfolder, sys.path[:] = sys.argv[2], [p for p in sys.path if p]\n"
-    "sys.path += [p for p in sys.argv[3:] if p not in sys.path]\ndel sys.argv[2:]\n"
-    "from minray.node.zygote import main\nmain()\n"
-    "from minray.store.remains import remove_session\nremove_session(folder)"
+_ZYGOTE = child_code(
+    "zygote",
+    "folder = sys.argv[2]\ndel sys.argv[2:]\nfrom minray.node.zygote import main\nmain()\n"
+    "from minray.store.remains import remove_session\nremove_session(folder)",
+    folders_at=3,
 )
 
 

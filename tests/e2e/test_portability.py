@@ -222,6 +222,56 @@ def test_blas_threads_that_the_user_has_set_stay(drive):
     driver.leaves_nothing()
 
 
+# --- which minray ---------------------------------------------------------------------------------
+
+OTHER_COPY = """
+import sys
+sys.path.insert(0, OTHER)
+import os
+import minray as ray
+
+def say(*words):
+    with open(os.environ["MINRAY_TEST_SAID"], "a") as file:
+        print(*words, file=file)
+
+context = ray.init(num_cpus=1)
+say("session", context.address_info["session_dir"])
+
+class Holder:
+    def __init__(self, actor):
+        self.actor = actor
+
+@ray.remote(num_cpus=0)
+class Where:
+    def where(self):
+        import random
+        return ray.__file__
+
+@ray.remote
+def inner(holder):
+    return ray.get(holder.actor.where.remote())
+
+@ray.remote
+def outer(holder):
+    return ray.get(inner.remote(holder))
+
+say("driver", ray.__file__)
+say("worker", ray.get(outer.remote(Holder(Where.remote()))))
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_workers_run_the_copy_of_minray_that_the_driver_runs(drive, tmp_path, how):
+    """Not the one that a bare interpreter would find; and its neighbours hide nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "minray", other / "minray", ignore=shutil.ignore_patterns("__pycache__"))
+    program = OTHER_COPY.replace("OTHER", repr(str(other)), 1)
+    driver = drive(program, prelude=False, env={"MINRAY_LAUNCHER": how})
+    driver.succeeds()
+    assert driver.said("driver") == driver.said("worker") == [str(other / "minray" / "__init__.py")]
+    driver.leaves_nothing()
+
+
 # --- by the kernel ------------------------------------------------------------------------------
 
 
