@@ -417,7 +417,6 @@ def test_the_store_answers_its_writers(bench: Bench) -> None:
 def test_requests_of_tools(bench: Bench) -> None:
     tool = Client(bench, Hello("tool", os.urandom(28), b"", b"", 1, 1.0, ""))
     assert tool.ask("node_info").value["node_id"] == NODE
-    assert tool.ask("available_resources").value["CPU"] == 2.0
     assert tool.ask("stats").value["workers"]["IDLE"] == 0
     unknown = tool.ask("nonsense")
     assert not unknown.ok and "nonsense" in unknown.value[1]
