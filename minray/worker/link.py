@@ -315,9 +315,9 @@ class Link:
         self.gcs_link.send(pack(Request(0, method, args)))
 
     def must_not_wait(self, what: str) -> None:
-        """A finalizer that the collector runs inside the runtime may not wait there."""
-        if self.owned():
-            raise RuntimeError(
+        """A finalizer that the collector runs inside the runtime may not wait there: RaySystemError."""
+        if self.owned() or self.reactor.inside():
+            raise RaySystemError(
                 f"{what} was called inside the runtime (by a __del__ that the garbage collector ran there): "
                 "it would wait for itself. Call it from ordinary code"
             )

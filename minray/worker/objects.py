@@ -109,7 +109,8 @@ class ObjectOps(Link):
 
     def write(self, s: Serialized) -> tuple[Any, int]:
         """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError."""
-        self.must_not_wait("storing a large value")
+        if self.owned():
+            self.must_not_wait("storing a large value")
         size, chunks = layout(s)
         try:
             return self.store.write(size, chunks), size
@@ -301,6 +302,7 @@ class ObjectOps(Link):
         self, waiter: Waiter, timeout: float | None, records: Callable[[], list[ObjectRecord]]
     ) -> None:
         """Wait; say on what if it takes long."""
+        self.must_not_wait("get or wait")
         deadline = None if timeout is None else monotonic() + timeout
         wait = self.reactor.wait
         while not self.closed or self.exiting:

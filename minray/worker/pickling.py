@@ -20,6 +20,7 @@ module is one that workers find.
 from __future__ import annotations
 
 import copyreg
+import gc
 import importlib.machinery
 import os
 import pickle
@@ -280,10 +281,22 @@ class PlainPickler(pickle.Pickler):
 _full: Any = None
 
 
+def _load_cloudpickle() -> None:
+    """The collector rests meanwhile: a ``__del__`` that it runs in the middle could need half a module."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import cloudpickle  # noqa: F401
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def full_pickler_class() -> Any:
     """cloudpickle's pickler with our recognitions. ``collected`` None: references go out of band."""
     global _full
     if _full is None:
+        _load_cloudpickle()
         import cloudpickle
 
         reduce_code = cloudpickle.Pickler.reducer_override  # for classes and functions; else NotImplemented

@@ -35,7 +35,7 @@ def run(bootstrap: dict[str, Any]) -> NoReturn:
     if "report" in bootstrap:
         _report(bootstrap)
     if action == "print":
-        print("to stdout")
+        print("to stdout", flush=True)
         print("to stderr", file=sys.stderr)
         subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
         sys.exit(0)
