@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 PATIENCE_S = 5.0
+PREFIX = "mrt-"  # of the folders that test runs make for their sessions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,16 +56,19 @@ def _descriptors() -> dict[str, str]:
 def _segments() -> dict[str, str]:
     """Those of a session whose folder is there are that session's business (it may be somebody else's)."""
     folder = Path("/dev/shm")
-    prefixes = tuple(name[2:] for name in _sessions() if name.startswith("s_"))
+    temp = Path(tempfile.gettempdir())
+    roots = [*temp.glob("minray-*"), *temp.glob(PREFIX + "*"), _root()]
+    prefixes = tuple(path.name[2:] for root in roots for path in root.glob("s_*"))
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     return {name: f"/dev/shm/{name}" for name in names if not prefixes or not name.startswith(prefixes)}
 
 
+def _root() -> Path:
+    return Path(os.environ.get("MINRAY_TEMP_DIR") or tempfile.gettempdir())
+
+
 def _sessions() -> dict[str, str]:
-    root = Path(tempfile.gettempdir()) / f"minray-{os.getuid()}" if hasattr(os, "getuid") else None
-    if root is None or not root.is_dir():
-        return {}
-    return {p.name: str(p) for p in root.iterdir() if p.name.startswith(("s_", ".new-"))}
+    return {path.name: str(path) for pattern in ("s_*", ".new-*") for path in _root().glob(pattern)}
 
 
 KINDS = {

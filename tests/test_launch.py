@@ -243,7 +243,7 @@ def test_a_read_only_home_is_never_touched(tmp_path: Path) -> None:
 def test_the_default_folder_follows_tmpdir(tmp_path: Path) -> None:
     code = "from minray._base.config import Config; print(Config.from_env().temp_root())"
     command = [sys.executable, "-c", code]
-    env = child_environ({"TMPDIR": str(tmp_path), "PYTHONPATH": REPOSITORY})
+    env = child_environ({"TMPDIR": str(tmp_path), "PYTHONPATH": REPOSITORY, "MINRAY_TEMP_DIR": None})
     found = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(tmp_path / f"minray-{os.getuid()}")
 

@@ -15,7 +15,7 @@ Invariant: after ``commit`` the database holds exactly the last row given for ev
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minray.gcs.effects import Row
 from minray.wire.codec import decode, encode
@@ -89,12 +89,14 @@ class Tables:
         return [(bytes(key), decode(row)) for key, row in cursor]
 
     def close(self) -> None:
-        """Commit what is left and close."""
-        if self.durable:
-            self.commit()
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        """Commit what is left and close, in any case."""
+        try:
+            if self.durable:
+                self.commit()
+        finally:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
 
     def _where(self) -> str:
         return repr(self.path) if self.path is not None else "in memory"
@@ -104,12 +106,18 @@ class Tables:
             import sqlite3
 
             try:
-                self._db = self._connect(sqlite3.connect(self.path or ":memory:"))
+                db = sqlite3.connect(self.path or ":memory:")
+                try:
+                    self._set_up(db)
+                except BaseException:
+                    db.close()
+                    raise
             except sqlite3.Error as error:
                 raise TablesError(f"cannot open the head's tables {self._where()}: {error}") from error
+            self._db = db
         return self._db
 
-    def _connect(self, db: Any) -> sqlite3.Connection:
+    def _set_up(self, db: sqlite3.Connection) -> None:
         if self.durable:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
@@ -123,5 +131,3 @@ class Tables:
             for table in TABLES:
                 db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, row BLOB NOT NULL)")
             db.execute(f"PRAGMA user_version={FORMAT}")
-        result: sqlite3.Connection = db
-        return result

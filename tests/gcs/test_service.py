@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,19 @@ class Peer:
         self.got.append(unpack(message))
 
 
+HEADS: list[Head] = []
+
+
+@pytest.fixture(autouse=True)
+def no_head_keeps_its_tables_open() -> Iterator[None]:
+    yield
+    while HEADS:
+        HEADS.pop().gcs.close()
+
+
 class Head:
     def __init__(self, tables: Tables | None = None, join: bool = True) -> None:
+        HEADS.append(self)
         self.reactor = Reactor()
         self.to_node: list[Message] = []
         self.tables = Tables() if tables is None else tables
@@ -234,6 +245,8 @@ def test_a_full_disk_is_an_error_to_who_asked(caplog: pytest.LogCaptureFixture) 
     head, peer = Head(Full(), join=False), Peer()
     answer = head.ask(peer, "kv_put", b"k", b"v", True, b"")
     assert not answer.ok and "disk full" in answer.value[1]
+    with pytest.raises(TablesError, match="disk full"):
+        HEADS.pop().gcs.close()
 
 
 def test_messages_that_no_node_sends_are_refused() -> None:
