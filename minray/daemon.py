@@ -1,20 +1,23 @@
-"""The head's process: the composition root, the only module that imports both ``gcs`` and ``node``.
+"""A machine's process: the composition root, the only module that imports both ``gcs`` and ``node``.
 
-    listener ─▶ Router ──Requests in METHODS──▶ GcsService ──StartActor, StopActor, Reply──┐
-                   └───────── everything else ─▶ NodeService ◀─────────────────────────────┘
-                                                    └── ActorStarted, Died, add_job … ──▶ GcsService
+    head       listener ─▶ Router ──Requests in METHODS──▶ GcsService ──StartActor, StopActor, Reply──┐
+                              └───────── everything else ─▶ NodeService ◀─────────────────────────────┘
+                                                              └── ActorStarted, Died, add_job … ──▶ GcsService
+    node only  listener ─▶ Router ─────────────────────▶ NodeService ◀──▶ GcsLink ◀── connection ──┐
+    head       listener ─▶ NodeRouter (role "node") ──▶ GcsService.on_node ◀───────────────────────┘
 
-Started by ``worker.launch`` as ``python -S -c …`` with a listening socket, one end of the zygote's socket
+Started by ``worker.launch`` as ``python -S -c …`` with listening sockets, one end of the zygote's socket
 pair and, on its stdin, a length and a blob of built-in values (see ``read_boot``). One thread, one reactor.
 
-A head that ``init()`` started ends with its driver, however that ends: by the end of stdin (the driver
+What ``init()`` or a ``Cluster`` started ends with its driver, however that ends: by the end of stdin (the driver
 closed it, exited, or became another program), by the driver's pidfd (also when a forked child still holds
 stdin's other end), or, where there are none, by the end of its connection. The pid counts only with its start
-time.
+time. A node also ends when the head declares it dead, or is gone for too long; the end of a head is the end of
+its nodes.
 
 Invariants: neither numpy nor cloudpickle is ever imported here and no user data is unpickled; nothing but
-0–2 and the two sockets is inherited; an idle daemon has no periodic wake-up; whatever ends it, the folder,
-the segments and the processes of the session go first (or, after SIGKILL, by the zygote's hand).
+0–2 and the sockets is inherited; an idle daemon of a session of one node has no periodic wake-up; whatever ends
+it, the folder, the segments and the processes of the session go first (or, after SIGKILL, by the zygote's hand).
 """
 
 from __future__ import annotations
@@ -26,29 +29,48 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from minray._base.config import Config
-from minray._base.process import is_alive
+from minray._base.process import is_alive, start_time
 from minray.gcs.service import METHODS, GcsService
 from minray.gcs.tables import Tables
+from minray.node.gcs_link import GcsLink
 from minray.wire.codec import decode
 from minray.wire.errors import WireError
-from minray.wire.messages import Message, Reply, Request, pack, unpack
+from minray.wire.messages import (
+    ActorEnded,
+    ActorStarted,
+    BundlesPrepared,
+    Died,
+    Hello,
+    Message,
+    NodeReport,
+    Reply,
+    Request,
+    Watch,
+    pack,
+    unpack,
+)
 from minray.wire.reactor import Connection, Handler, Reactor
 
 BOOT_LIMIT = 16 * 1024 * 1024
 PATIENCE_S = 4  # beyond the grace, for the end; then the zygote has to do it
 DRIVER_POLL_S = 5.0  # only where there is no pidfd
-END_SESSION = "end_session"  # the Request by which a tool ends a head that stays
+END_SESSION = "end_session"  # the Request by which a tool ends a daemon that stays
+NODE = "node"  # the role of a node that dials
 _REQUEST = Request.TAG
+_FOR_GCS = frozenset(
+    kind.TAG for kind in (ActorStarted, ActorEnded, Died, NodeReport, Watch, BundlesPrepared)
+)  # what a node says to the GCS, besides requests
 
 
 def read_boot(fd: int) -> dict[str, Any]:
     """The boot blob: ``config`` (Config.to_dict), ``session_dir``, ``prefix``, ``created``, ``token``,
-    ``endpoint``, ``listen_fd``, ``zygote_fd`` (-1: none), ``zygote`` and ``driver`` (pid, start time, or
-    None), ``node`` (what it offers, see ``launch``), ``sys_path`` and ``python_flags`` of the driver's
-    interpreter, and for a head that stays ``tables`` (a file)."""
+    ``endpoint``, ``listen_fds``, ``zygote_fd`` (-1: none), ``zygote`` and ``driver`` (pid, start time, or
+    None), ``node_id``, ``node`` (what it offers, see ``launch``), ``sys_path`` and ``python_flags`` of the
+    driver's interpreter; ``cluster``: where other machines may reach it, or None; ``gcs``: the head to join, or None;
+    for a head that stays ``tables`` (a file)."""
     size = int.from_bytes(_read_exactly(fd, 4), "little")
     if size > BOOT_LIMIT:
         raise ValueError(f"a boot blob of {size} bytes: this is no minray launcher")
@@ -90,8 +112,114 @@ def detach(keep: set[int]) -> int:
     return life
 
 
+class Gcs(Protocol):
+    """The GCS as a node's process has it: in this process, or behind a connection."""
+
+    def start(self) -> None:
+        """The node is made, and about to start."""
+
+    def send(self, message: Message) -> None:
+        """From the node."""
+
+    def join(self, info: dict[str, Any]) -> None:
+        """The node's ``add_node``."""
+
+    def handler(self, conn: Connection, inner: Handler) -> Handler:
+        """Who handles an accepted connection; ``inner``: the node's own handler."""
+
+    def leave(self, reason: str) -> None:
+        """This process is about to end."""
+
+    def close(self) -> None:
+        """It ends now."""
+
+
+class HeadGcs:
+    """The head's: the tables are here."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.service = GcsService(
+            daemon.reactor,
+            Tables(daemon.boot.get("tables")),
+            wall=time.time,
+            make_namespace=lambda: os.urandom(16).hex(),
+            available=lambda: [daemon.node.available()],
+            config=daemon.config,
+        )
+
+    def start(self) -> None:
+        """Gcs."""
+        self.service.attach_node(self.daemon.node_id, self.daemon.node.on_gcs)
+
+    def send(self, message: Message) -> None:
+        """Gcs."""
+        self.service.on_node(self.daemon.node_id, message)
+
+    def join(self, info: dict[str, Any]) -> None:
+        """Gcs."""
+        self.daemon.node.ask_gcs("add_node", info, then=lambda reply: self.daemon.node.joined(reply.value))
+
+    def handler(self, conn: Connection, inner: Handler) -> Handler:
+        """Gcs."""
+        if conn.hello is not None and conn.hello.role == NODE:
+            conn.limit_silence(self.daemon.config.node_timeout_s)
+            return NodeRouter(self.service, inner, conn.hello.worker_id)
+        return HeadRouter(self.daemon, self.service, inner)
+
+    def leave(self, reason: str) -> None:
+        """Gcs."""
+        self.service.end(reason)
+
+    def close(self) -> None:
+        """Gcs."""
+        self.service.close()
+
+
+class RemoteGcs:
+    """A node's: the head is another process."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        boot, config = daemon.boot, daemon.config
+        pid = os.getpid()
+        life = (pid, start_time(pid) or 0.0)
+        self.daemon = daemon
+        self.link = GcsLink(
+            daemon.reactor,
+            boot["gcs"]["endpoint"],
+            Hello(NODE, daemon.node_id, daemon.node_id, b"", *life, boot["endpoint"]),
+            patience_s=config.gcs_reconnect_s,
+            silence_s=config.node_timeout_s,
+            deliver=lambda message: daemon.node.on_gcs(message),
+            joined=lambda terms: daemon.node.joined(terms),
+            lost=daemon.end,
+        )
+
+    def start(self) -> None:
+        """Gcs."""
+
+    def send(self, message: Message) -> None:
+        """Gcs."""
+        self.link.send(message)
+
+    def join(self, info: dict[str, Any]) -> None:
+        """Gcs."""
+        self.link.join(info)
+
+    def handler(self, conn: Connection, inner: Handler) -> Handler:
+        """Gcs."""
+        return Router(self.daemon, inner)
+
+    def leave(self, reason: str) -> None:
+        """Gcs."""
+        self.link.leave(reason)
+
+    def close(self) -> None:
+        """Gcs."""
+
+
 class Router:
-    """Hands what a connection says to the GCS or to the node, in order; one per connection."""
+    """Hands what a connection says to the node, in order; one per connection."""
 
     __slots__ = ("daemon", "inner")
 
@@ -101,13 +229,73 @@ class Router:
 
     def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
         """Reactor: everything that one read brought."""
+        rest = [
+            raw
+            for raw in messages
+            if raw[0] != _REQUEST or len(raw) != 4 or not self.answered(conn, raw)
+        ]
+        if rest:
+            self.inner.on_messages(conn, rest)
+
+    def answered(self, conn: Connection, raw: tuple[Any, ...]) -> bool:
+        """Whether a Request was not for the node; then it is dealt with."""
+        if raw[2] != END_SESSION:
+            return False
+        conn.send(pack(Reply(raw[1], True, True)))
+        self.daemon.end("it was told to")
+        return True
+
+    def on_close(self, conn: Connection, error: WireError | None) -> None:
+        """Reactor: the connection is gone."""
+        self.inner.on_close(conn, error)
+        if conn.hello is not None and conn.hello.role == "driver":
+            self.daemon.look_after_driver()
+
+
+class HeadRouter(Router):
+    """On the head: what core workers and tools ask the GCS goes there."""
+
+    __slots__ = ("gcs",)
+
+    def __init__(self, daemon: Daemon, gcs: GcsService, inner: Handler) -> None:
+        super().__init__(daemon, inner)
+        self.gcs = gcs
+
+    def answered(self, conn: Connection, raw: tuple[Any, ...]) -> bool:
+        """See Router."""
+        if raw[2] not in METHODS:
+            return super().answered(conn, raw)
+        self.gcs.on_request(conn, _request(raw))
+        return True
+
+    def on_close(self, conn: Connection, error: WireError | None) -> None:
+        """Reactor: the connection is gone."""
+        self.gcs.on_close(conn)
+        super().on_close(conn, error)
+
+
+class NodeRouter:
+    """On the head: another node's connection. What it asks or reports is for the GCS, once that has let it in; the
+    rest (a transfer, say) is for the node here."""
+
+    __slots__ = ("admitted", "gcs", "inner", "node_id")
+
+    def __init__(self, gcs: GcsService, inner: Handler, node_id: bytes) -> None:
+        self.gcs = gcs
+        self.inner = inner
+        self.node_id = node_id
+        self.admitted = False
+
+    def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
+        """Reactor: everything that one read brought."""
         rest: list[tuple[Any, ...]] = []
         for raw in messages:
-            if raw[0] == _REQUEST and len(raw) == 4 and raw[2] in METHODS:
-                self.daemon.gcs.on_request(conn, _request(raw))
-            elif raw[0] == _REQUEST and len(raw) == 4 and raw[2] == END_SESSION:
-                conn.send(pack(Reply(raw[1], True, True)))
-                self.daemon.end("it was told to")
+            if raw[0] == _REQUEST and raw[2] == "add_node" and not self.admitted:
+                if not self.gcs.admit_node(self.node_id, conn):
+                    return
+                self.admitted = True
+            if self.admitted and (raw[0] == _REQUEST or raw[0] in _FOR_GCS):
+                self.gcs.on_node(self.node_id, unpack(raw))
             else:
                 rest.append(raw)
         if rest:
@@ -115,10 +303,9 @@ class Router:
 
     def on_close(self, conn: Connection, error: WireError | None) -> None:
         """Reactor: the connection is gone."""
-        self.daemon.gcs.on_close(conn)
+        if self.admitted:
+            self.gcs.node_closed(self.node_id, conn, f"its connection to the head has ended ({error})")
         self.inner.on_close(conn, error)
-        if conn.hello is not None and conn.hello.role == "driver":
-            self.daemon.look_after_driver()
 
 
 def _request(raw: tuple[Any, ...]) -> Request:
@@ -144,6 +331,9 @@ def make_node(daemon: Daemon) -> Any:
         "token": boot["token"],
         "sys_path": boot["sys_path"],
         "python_flags": boot["python_flags"],
+        "clustered": boot["cluster"] is not None,
+        "gcs_endpoint": boot["gcs"]["endpoint"] if boot["gcs"] is not None else boot["endpoint"],
+        "is_head": boot["gcs"] is None,
     }
     zygote = socket.socket(fileno=boot["zygote_fd"]) if boot["zygote_fd"] >= 0 else None
     return NodeService(
@@ -154,13 +344,14 @@ def make_node(daemon: Daemon) -> Any:
         node_id=daemon.node_id,
         zygote_sock=zygote,
         zygote_life=boot["zygote"],
-        gcs_send=daemon.send_gcs,
+        gcs_send=daemon.gcs.send,
+        gcs_join=daemon.gcs.join,
         end_session=daemon.end,
     )
 
 
 class Daemon:
-    """One head with the node of its machine."""
+    """A head with the node of its machine, or such a node alone."""
 
     def __init__(
         self, boot: dict[str, Any], life_fd: int, make_node: Callable[[Daemon], Any] = make_node
@@ -174,31 +365,21 @@ class Daemon:
         self.reactor = Reactor(
             token=boot["token"], max_frame=self.config.max_frame, spin_us=0, background=False, name="daemon"
         )
-        self.gcs = GcsService(
-            self.reactor,
-            Tables(boot.get("tables")),
-            wall=time.time,
-            make_namespace=lambda: os.urandom(16).hex(),
-            available=lambda: [self.node.available()],
-        )
-        self.node_id = os.urandom(28)
+        self.node_id: bytes = boot["node_id"]
+        self.gcs: Gcs = HeadGcs(self) if boot["gcs"] is None else RemoteGcs(self)
         self.node: Any = make_node(self)
-        self.gcs.attach_node(self.node_id, self.node.on_gcs)
 
     def start(self) -> None:
         """Begin to serve."""
+        self.gcs.start()
         self.node.start()
-        listener = socket.socket(fileno=self.boot["listen_fd"])
-        self.reactor.listen_socket(listener, self._on_accept)
+        for fd in self.boot["listen_fds"]:
+            self.reactor.listen_socket(socket.socket(fileno=fd), self._on_accept)
         if self._driver is not None:
             self._watch_driver()
 
     def _on_accept(self, conn: Connection) -> Handler:
-        return Router(self, self.node.on_accept(conn))
-
-    def send_gcs(self, message: Message) -> None:
-        """The node reports."""
-        self.gcs.on_node(self.node_id, message)
+        return self.gcs.handler(conn, self.node.on_accept(conn))
 
     def on_signal(self, number: int, frame: Any) -> None:
         """SIGTERM or SIGINT: end in good order."""
@@ -242,6 +423,7 @@ class Daemon:
                 self.reactor.remove_reader(fd)
                 os.close(fd)
             self.last_resort(int(self.config.shutdown_grace_s) + PATIENCE_S)
+            self.gcs.leave(reason)
             self.node.shutdown(reason, self._ended)
 
     def _ended(self) -> None:
@@ -263,7 +445,7 @@ def main(folder: str) -> None:
 
         remove_session(folder)
         raise
-    fds = {fd for fd in (boot["listen_fd"], boot["zygote_fd"]) if fd >= 0}
+    fds = {fd for fd in (*boot["listen_fds"], boot["zygote_fd"]) if fd >= 0}
     daemon = Daemon(boot, detach(fds))
     if hasattr(signal, "alarm"):
         daemon.last_resort = signal.alarm  # nobody handles SIGALRM

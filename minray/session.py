@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray import __version__
 from minray._base import current
+from minray.wire.transports import nearest
 from minray.worker.contract import Runtime
 from minray.worker.init_options import InitOptions
 
@@ -174,13 +175,13 @@ def _context(rt: Runtime) -> RayContext:
     session = rt.session
     node_ip = session.get("node_address") or "127.0.0.1"
     endpoint = session.get("gcs_endpoint") or ""
-    gcs_address = endpoint.removeprefix("tcp:")
+    gcs_address = nearest(endpoint, same_machine=False).removeprefix("tcp:")
     return RayContext(
         {
             "node_ip_address": node_ip,
             "redis_address": None,
             "object_store_address": session.get("segment_dir"),
-            "raylet_socket_name": endpoint.removeprefix("unix:") or None,
+            "raylet_socket_name": nearest(endpoint, same_machine=True).removeprefix("unix:") or None,
             "webui_url": session.get("webui_url") or "",
             "session_dir": session.get("dir"),
             "metrics_export_port": 0,

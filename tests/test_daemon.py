@@ -50,7 +50,7 @@ class FakeNode:
 
     def start(self) -> None:
         info = {"node_id": self.daemon.node_id, "resources": {"CPU": 20_000}}
-        self.daemon.send_gcs(Request(1, "add_node", (info,)))
+        self.daemon.gcs.send(Request(1, "add_node", (info,)))
 
     def available(self) -> dict[str, int]:
         return {"CPU": 10_000}
@@ -67,9 +67,9 @@ class FakeNode:
     def on_gcs(self, message: Message) -> None:
         if isinstance(message, StartActor):
             address = (self.daemon.node_id, b"w", "unix:/w")
-            self.daemon.send_gcs(ActorStarted(message.actor_id, message.incarnation, address, None))
+            self.daemon.gcs.send(ActorStarted(message.actor_id, message.incarnation, address, None))
         elif isinstance(message, StopActor):
-            self.daemon.send_gcs(ActorEnded(message.actor_id, message.incarnation, {"intended": True}))
+            self.daemon.gcs.send(ActorEnded(message.actor_id, message.incarnation, {"intended": True}))
 
     def shutdown(self, reason: str, done: Callable[[], None]) -> None:
         self.shut_down.append(reason)
@@ -90,8 +90,11 @@ class Head:
             "session_dir": str(folder),
             "token": TOKEN,
             "endpoint": self.endpoint,
-            "listen_fd": listener.detach(),
+            "listen_fds": [listener.detach()],
             "driver": driver,
+            "node_id": os.urandom(28),
+            "cluster": None,
+            "gcs": None,
         }
         self.daemon = Daemon(boot, life, FakeNode)
         self.node: FakeNode = self.daemon.node
@@ -149,10 +152,10 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 def test_requests_go_to_the_gcs_and_the_rest_to_the_node_in_order(head: Head) -> None:
     client = head.connect()
-    for message in (Watch(b"1"), Request(3, "node_info", ()), Trim()):
+    for message in (Watch(b"1", b""), Request(3, "node_info", ()), Trim()):
         client.conn.send(pack(message))
     assert client.ask("available_resources") == [Reply(7, True, {"CPU": 1.0})]
-    assert head.node.got == [Watch(b"1"), Request(3, "node_info", ()), Trim()]
+    assert head.node.got == [Watch(b"1", b""), Request(3, "node_info", ()), Trim()]
     assert client.ask("cluster_resources") == [Reply(7, True, {"CPU": 2.0})]
 
 
@@ -220,9 +223,9 @@ def pipe_with(data: bytes) -> int:
 
 
 def test_the_boot_blob() -> None:
-    blob = encode(({"listen_fd": 3, "token": b"x"},))
+    blob = encode(({"listen_fds": [3], "token": b"x"},))
     reader = pipe_with(len(blob).to_bytes(4, "little") + blob + b"more")
-    assert read_boot(reader) == {"listen_fd": 3, "token": b"x"}
+    assert read_boot(reader) == {"listen_fds": [3], "token": b"x"}
     assert os.read(reader, 10) == b"more"
     os.close(reader)
 

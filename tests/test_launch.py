@@ -19,7 +19,8 @@ from minray._base.process import is_alive, own_identity
 from minray.exceptions import RaySystemError
 from minray.wire.messages import Hello, Reply, Request, pack, unpack
 from minray.wire.reactor import Connection, Reactor, Waiter
-from minray.worker.launch import LocalCluster, launch, sibling_endpoint
+from minray.worker.endpoints import sibling_endpoint
+from minray.worker.launch import LocalCluster, launch
 from minray.worker.session_folder import SessionInfo
 
 needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfds")

@@ -33,11 +33,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # Fields that must be greater than zero, and those that may also be zero.
 _POSITIVE = (
     "inline_limit", "max_frame", "extent_size", "store_memory", "max_pipeline", "handshake_s",
-    "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard",
+    "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
-    "shutdown_grace_s",
+    "shutdown_grace_s", "gcs_reconnect_s",
 )  # fmt: skip
 
 # What other software says about this process's share of the machine: field → variables, first one wins.
@@ -89,6 +89,10 @@ class Config:
     store_memory: int | None = None  # None: 30 % of the memory, at most what /dev/shm has free
     store_full_grace_s: float = 10.0  # how long a full store waits for frees
     extent_size: int = 64 * MIB  # what a process borrows at once
+    # --- cluster (the head's settings count; a session of one node has no heartbeat)
+    heartbeat_s: float = 1.0  # how often a node reports when nothing changes
+    node_timeout_s: float = 10.0  # a node that has not reported for so long counts as dead
+    gcs_reconnect_s: float = 10.0  # how long a node that has lost the head looks for it
     # --- session
     temp_dir: str | None = None  # None: a folder per user in the system's temporary folder
     address: str | None = None  # of the cluster that init() without an address joins

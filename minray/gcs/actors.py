@@ -7,7 +7,8 @@
 nodes report (started, ended, owner died, node lost); it does the effects that come back. A node is told to
 start an actor's *incarnation* (0, then one more for each restart); what an older incarnation still says is
 ignored, and a fenced one that reports to have started is stopped. A kill that lets the actor restart waits
-for the end of the old incarnation, so that two never run side by side.
+for the end of the old incarnation, so that two never run side by side. A node where the actor would have to wait,
+though another has room, *bounces* it: the same incarnation is placed again, and no restart is used.
 
 A *spec* is a dict of built-ins, made by the creator and read here only for: ``actor_id``, ``job_id``,
 ``owner`` (Address), ``name``, ``namespace``, ``lifetime`` ("detached" or None), ``class_name``,
@@ -44,7 +45,7 @@ NEXT: dict[tuple[str, str], str] = {
     (RESTARTING, OVER): DEAD,
 }
 
-Place = Callable[[Mapping[str, Any], Mapping[bytes, int]], bytes | None]
+Place = Callable[[Mapping[str, Any], Mapping[bytes, int], bytes | None], bytes | None]
 _REQUIRED = ("actor_id", "job_id", "owner", "class_name", "method_meta", "options")
 _ONLY_FOR_STARTING = ("class_blob", "args", "arg_refs")  # what a dead actor's spec can do without
 
@@ -64,6 +65,7 @@ class Actor:
         "actor_id",
         "address",
         "awaited",
+        "bounces",
         "cause",
         "incarnation",
         "leaving",
@@ -83,6 +85,7 @@ class Actor:
         self.node_id: bytes | None = None  # the node that has the order to run this incarnation
         self.restarts_left: int = spec["options"].get("max_restarts", 0)  # -1: without end
         self.awaited: int | None = None  # the killed incarnation whose end is waited for before the restart
+        self.bounces = 0  # how often nodes had no room for this incarnation
         self.leaving = False  # out of scope: its end is not to be followed by a restart
         self.cause: dict[str, Any] = {}  # of the latest restart, or of the death
         self.subscribers: set[int] = set()
@@ -335,6 +338,9 @@ class ActorTable:
             return self._dispatch(actor) if report.incarnation == actor.awaited else []
         if not self._current(actor, node_id, report.incarnation):
             return []
+        if report.cause.get("bounced"):
+            actor.bounces += 1
+            return self._dispatch(actor, avoid=node_id)
         return self._end_of_incarnation(actor, dict(report.cause))
 
     def owner_died(self, worker_id: bytes, text: str) -> Effects:
@@ -357,8 +363,11 @@ class ActorTable:
         return effects
 
     def node_lost(self, node_id: bytes, text: str) -> Effects:
-        """A machine is gone, with all incarnations there."""
+        """A machine is gone, with all owners and all incarnations there."""
+        owners = {actor.owner_id for actor in self._actors.values() if actor.spec["owner"][0] == node_id}
         effects: Effects = []
+        for owner_id in sorted(owners):
+            effects += self.owner_died(owner_id, text)
         for actor_id in self._of_node.get(node_id):
             actor = self._actors[actor_id]
             if actor.awaited is not None:
@@ -398,17 +407,18 @@ class ActorTable:
         """The next incarnation is due; not yet ordered."""
         actor.state = NEXT[actor.state, LOST]
         actor.incarnation += 1
+        actor.bounces = 0
         if actor.restarts_left > 0:
             actor.restarts_left -= 1
         actor.address, actor.cause = None, cause
         return self._announce(actor)
 
-    def _dispatch(self, actor: Actor) -> Effects:
+    def _dispatch(self, actor: Actor, avoid: bytes | None = None) -> Effects:
         """Order the current incarnation from a node, or end the actor if no node may ever have it."""
         actor.awaited = None
         self._detach(actor)
         try:
-            node_id = self._place(actor.spec, self._per_node)
+            node_id = self._place(actor.spec, self._per_node, avoid)
         except Unplaceable as error:
             cause = {"kind": "unschedulable", "unschedulable": True, "text": str(error)}
             return self._over(actor, cause, graceful=False)
@@ -416,7 +426,8 @@ class ActorTable:
             self._unplaced[actor.actor_id] = None
             return [self._saved(actor)]
         self._attach(actor, node_id)
-        return [self._saved(actor), order(node_id, StartActor(actor.actor_id, actor.incarnation, actor.spec))]
+        spec = {**actor.spec, "bounces": actor.bounces} if actor.bounces else actor.spec
+        return [self._saved(actor), order(node_id, StartActor(actor.actor_id, actor.incarnation, spec))]
 
     def _over(self, actor: Actor, cause: dict[str, Any], *, graceful: bool, stop: bool = True) -> Effects:
         """The end: final, announced, and the name is free again."""

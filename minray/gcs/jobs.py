@@ -56,6 +56,7 @@ class JobTable:
             "namespace": info.get("namespace") or self._make_namespace(),
             "entrypoint": info.get("entrypoint", ""),
             "metadata": info.get("metadata") or {},
+            "config": info.get("config"),  # what workers on other nodes need; None in a session of one node
             "start_time": now,
             "end_time": 0.0,
             "is_dead": False,
@@ -70,6 +71,22 @@ class JobTable:
     def of_driver(self, worker_id: bytes) -> bytes | None:
         """The running job of this driver."""
         return self._by_driver.get(worker_id)
+
+    def of_node(self, node_id: bytes) -> list[bytes]:
+        """The running jobs whose drivers are on that node."""
+        return [job_id for job_id in self._by_driver.values() if self._jobs[job_id]["node_id"] == node_id]
+
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether the job is known and its driver lives."""
+        job = self._jobs.get(job_id)
+        return job is not None and not job["is_dead"]
+
+    def introduction(self, job_id: bytes, node_id: bytes) -> dict[str, Any] | None:
+        """What a node must know of a job whose driver is on another: ``Introduce.job_config``."""
+        job = self._jobs.get(job_id)
+        if job is None or job.get("config") is None or job["node_id"] == node_id:
+            return None
+        return {**job["config"], "namespace": job["namespace"], "ended": job["is_dead"]}
 
     def finish(self, job_id: bytes, now: float) -> tuple[bool, Effects]:
         """The job's driver is gone. False if the job is unknown or had ended before."""
@@ -88,7 +105,10 @@ class JobTable:
 
     def public(self) -> list[dict[str, Any]]:
         """Every known job, oldest first, as it is shown to users."""
-        return [{**job, "job_id": job["job_id"].hex()} for job in self._jobs.values()]
+        shown = [{**job, "job_id": job["job_id"].hex()} for job in self._jobs.values()]
+        for job in shown:
+            job.pop("config", None)
+        return shown
 
     def check_invariants(self) -> None:
         """Raise AssertionError where the table contradicts itself."""

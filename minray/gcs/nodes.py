@@ -1,21 +1,31 @@
 """The machines of a cluster: who they are, what they have, whether they live, who takes an actor. Pure.
 
-Called by ``service`` when a node joins or is lost, and by ``ActorTable`` through ``place``. A node keeps its
-row after its death, so that ``nodes()`` can show it; of the dead only the newest stay.
+    unknown ──add──▶ ALIVE ──lost (connection, silence, leave)──▶ DEAD: fenced for ever
+                       ▲
+    restored (of an earlier life of the head) ──add──┘
 
-Placement looks at a sample, so that its price does not grow with the cluster: from a cursor that moves on,
-the first few living nodes whose totals can hold the request, and of these the one with the fewest actors.
+Called by ``service`` when a node joins, reports or is lost, and by ``ActorTable`` through ``place``. A node keeps
+its row after its death, so that ``nodes()`` can show it; of the dead only the newest stay.
 
-Invariants: the order of the ring is that of joining; a node is in the ring exactly while it lives.
+Placement looks at a sample, so that its price does not grow with the cluster: from a place that moves on, the
+first few living nodes whose totals can hold the request (``NodeIndex``); of these it prefers one where that is
+free by its latest report, less what was placed there since, and then the one with the fewest actors.
+
+Invariants: the index holds exactly the living nodes; a node that was declared dead never lives again; dicts that
+were handed out (to the view, to the node of this process) are never changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from minray._base.labels import Selector, matches
+from minray._base.node_index import NodeIndex
 from minray._base.resources import from_units
 from minray.gcs.effects import Effects, Row, save
+from minray.wire.messages import NodeReport, Resources
 
 TABLE = "nodes"
 KEEP_DEAD = 100
@@ -26,22 +36,41 @@ class Unplaceable(Exception):
     """No node can take it, now or later. The text says why."""
 
 
+@dataclass(slots=True, eq=False)
+class Live:
+    """What is known of a living node besides its row."""
+
+    totals: Resources
+    available: Resources  # as it said last
+    free: Resources  # the same, less what was placed there since
+    load: int = 0
+    waiting: list[tuple[str, Resources, int]] = field(default_factory=list)
+
+
 class NodeTable:
     """Every node that lives, and the last ones that died."""
 
     def __init__(self, keep_dead: int = KEEP_DEAD) -> None:
         self._keep_dead = keep_dead
         self._nodes: dict[bytes, dict[str, Any]] = {}
-        self._ring: list[bytes] = []  # the living ones
-        self._cursor = 0
+        self._live: dict[bytes, Live] = {}  # in the order of joining
+        self._index = NodeIndex()
+        self._restored: set[bytes] = set()
+        self._heard: dict[bytes, float] = {}  # of those with a deadline; the longest silent first
+        self._turn = 0
 
     def restore(self, rows: list[tuple[bytes, Row]]) -> None:
         """Take over what an earlier life of the head had saved: nodes count as dead until they join again."""
         for node_id, (node,) in rows:
-            self._nodes[node_id] = {**node, "alive": False, "death_reason": "has not joined this head again"}
+            if node["alive"]:
+                node = {**node, "alive": False, "death_reason": "has not joined this head again"}
+                self._restored.add(node_id)
+            self._nodes[node_id] = node
+
+    # --- joining, reporting, dying ----------------------------------------------------------------
 
     def add(self, info: dict[str, Any], now: float) -> Effects:
-        """A node joins, or joins again."""
+        """A node joins. ``now``: seconds since the epoch."""
         node_id = info["node_id"]
         node = {
             "node_id": node_id,
@@ -57,76 +86,204 @@ class NodeTable:
             "alive": True,
             "death_reason": "",
         }
+        self._restored.discard(node_id)
+        self._nodes.pop(node_id, None)
         self._nodes[node_id] = node
-        if node_id not in self._ring:
-            self._ring.append(node_id)
+        self._live[node_id] = Live(node["resources"], node["resources"], node["resources"])
+        self._index.put(node_id, node["resources"])
         return [save(TABLE, node_id, (node,))]
+
+    def why_fenced(self, node_id: bytes) -> str | None:
+        """The reason for which a node that wants to join counts as dead; None if it is welcome."""
+        node = self._nodes.get(node_id)
+        if node is None or node["alive"] or node_id in self._restored:
+            return None
+        return str(node["death_reason"])
+
+    def report(self, node_id: bytes, message: NodeReport) -> tuple[bool, bool]:
+        """What a living node says of itself: (whether others should hear of it, whether its totals changed)."""
+        live = self._live[node_id]
+        bigger = message.totals != live.totals
+        changed = bigger or message.available != live.available or message.load != live.load
+        live.available = live.free = message.available
+        live.load, live.waiting = message.load, message.waiting
+        if bigger:
+            live.totals = message.totals
+            self._index.put(node_id, message.totals)
+        return changed, bigger
 
     def lost(self, node_id: bytes, reason: str) -> tuple[bool, Effects]:
         """A node is gone. False if it was not alive."""
-        if not self.is_alive(node_id):
+        if node_id not in self._live:
             return False, []
-        self._ring.remove(node_id)
+        del self._live[node_id]
+        self._index.drop(node_id)
+        self._heard.pop(node_id, None)
         dead = {**self._nodes.pop(node_id), "alive": False, "death_reason": reason}
         self._nodes[node_id] = dead  # last in the order: the dead are forgotten in the order of their deaths
         effects = [save(TABLE, node_id, (dead,))]
         corpses = [key for key, node in self._nodes.items() if not node["alive"]]
         for oldest in corpses[: max(0, len(corpses) - self._keep_dead)]:
             del self._nodes[oldest]
+            self._restored.discard(oldest)
             effects.append(save(TABLE, oldest, None))
         return True, effects
 
     def is_alive(self, node_id: bytes) -> bool:
         """Whether that node is known and lives."""
+        return node_id in self._live
+
+    def death_of(self, node_id: bytes) -> str:
+        """Why a node does not live."""
         node = self._nodes.get(node_id)
-        return node is not None and bool(node["alive"])
+        return str(node["death_reason"]) if node is not None else "this cluster does not know it"
 
-    def place(self, spec: Mapping[str, Any], actors_per_node: Mapping[bytes, int]) -> bytes | None:
-        """The node for an actor; None while there is no node at all.
+    # --- deadlines --------------------------------------------------------------------------------
 
-        A request that no totals can hold goes to some node all the same: that node warns, waits its grace for
-        machines that join, and then reports it unschedulable. Raises Unplaceable for a hard affinity to a
-        node that does not live.
+    def heard(self, node_id: bytes, now: float) -> None:
+        """It has said something, at ``now`` of the monotonic clock: from now on it has a deadline."""
+        self._heard.pop(node_id, None)
+        self._heard[node_id] = now
+
+    def overdue(self, now: float, timeout_s: float) -> list[bytes]:
+        """Who has been silent for so long."""
+        found = []
+        for node_id, at in self._heard.items():
+            if at + timeout_s > now:
+                break
+            found.append(node_id)
+        return found
+
+    def next_deadline(self, timeout_s: float) -> float | None:
+        """When the next node becomes overdue if it stays silent; None if nobody has a deadline."""
+        first = next(iter(self._heard.values()), None)
+        return None if first is None else first + timeout_s
+
+    def pardon(self, now: float) -> None:
+        """It was this process that slept: everybody gets a whole period from now."""
+        self._heard = dict.fromkeys(self._heard, now)
+
+    # --- placement --------------------------------------------------------------------------------
+
+    def place(
+        self, spec: Mapping[str, Any], actors_per_node: Mapping[bytes, int], avoid: bytes | None = None
+    ) -> bytes | None:
+        """The node for an actor; None while there is no node at all. ``avoid``: where it was just refused.
+
+        What no node can ever hold, or has the labels for, goes to its owner's node (or some other) all the same:
+        that node warns, waits its grace for machines that join, and then reports it unschedulable. Raises
+        Unplaceable for a hard affinity to a node that does not live.
         """
-        strategy = spec.get("strategy")
-        if isinstance(strategy, tuple) and strategy and strategy[0] == "affinity":
-            wanted, soft = strategy[1], strategy[2]
-            if self.is_alive(wanted):
-                return bytes(wanted)
-            if not soft:
+        strategy: Any = spec.get("strategy")
+        request = spec.get("placement_resources") or {}
+        kind = strategy[0] if isinstance(strategy, tuple) and strategy else strategy
+        hard: Selector = {}
+        soft: Selector = {}
+        if kind == "affinity":
+            wanted, is_soft = strategy[1], strategy[2]
+            if wanted in self._live and (not is_soft or self._index.holds(wanted, request)):
+                return self._booked(bytes(wanted), request)
+            if not is_soft:
                 raise Unplaceable(f"its scheduling strategy demands node {wanted.hex()}, which is not alive")
-        if not self._ring:
-            return None
-        candidates = self._sample(spec.get("placement_resources") or {})
-        return min(candidates, key=lambda node_id: actors_per_node.get(node_id, 0))
+        elif kind == "labels":
+            hard, soft = strategy[1] or {}, strategy[2] or {}
+        if len(self._live) <= 1:
+            return next(iter(self._live), None)
+        chosen = self._choose(request, hard, soft, actors_per_node, avoid)
+        if chosen is None:
+            home: bytes = spec["owner"][0]
+            return home if home in self._live else next(iter(self._live))
+        return self._booked(chosen, request)
 
-    def _sample(self, request: Mapping[str, int]) -> list[bytes]:
-        size = len(self._ring)
-        self._cursor = (self._cursor + 1) % size
-        found: list[bytes] = []
-        for step in range(size):
-            node_id = self._ring[(self._cursor + step) % size]
-            totals = self._nodes[node_id]["resources"]
-            if all(totals.get(name, 0) >= amount for name, amount in request.items()):
-                found.append(node_id)
-                if len(found) == SAMPLE:
-                    break
-        return found or [self._ring[self._cursor]]
+    def _choose(
+        self,
+        request: Resources,
+        hard: Selector,
+        soft: Selector,
+        actors_per_node: Mapping[bytes, int],
+        avoid: bytes | None,
+    ) -> bytes | None:
+        self._turn += 1
+        best: tuple[tuple[bool, bool, bool, int], bytes] | None = None
+        looked = 0
+        for node_id in self._index.candidates(request, self._turn):
+            labels = self._nodes[node_id]["labels"]
+            if hard and not matches(labels, hard):
+                continue
+            free = self._live[node_id].free
+            rank = (
+                node_id == avoid,
+                bool(soft) and not matches(labels, soft),
+                any(amount > free.get(name, 0) for name, amount in request.items()),
+                actors_per_node.get(node_id, 0),
+            )
+            if best is None or rank < best[0]:
+                best = (rank, node_id)
+            looked += 1
+            if (looked == SAMPLE and not best[0][2]) or looked == 2 * SAMPLE:
+                break
+        return None if best is None else best[1]
+
+    def _booked(self, node_id: bytes, request: Resources) -> bytes:
+        live = self._live[node_id]
+        if request:
+            live.free = dict(live.free)
+            for name, amount in request.items():
+                live.free[name] = live.free.get(name, 0) - amount
+        return node_id
+
+    # --- what is shown ----------------------------------------------------------------------------
+
+    def living(self) -> list[bytes]:
+        """The living nodes, in the order of joining."""
+        return list(self._live)
+
+    def row(self, node_id: bytes) -> tuple[Any, ...]:
+        """A living node as a row of a ClusterView."""
+        node, live = self._nodes[node_id], self._live[node_id]
+        return (
+            node_id, node["endpoint"], node["address"], live.totals, live.available, node["labels"], live.load,
+        )  # fmt: skip
 
     def public(self) -> list[dict[str, Any]]:
         """Every known node under Ray's keys; memory in bytes, other resources in floats."""
         return [_public(node) for node in self._nodes.values()]
 
+    def status(self) -> list[dict[str, Any]]:
+        """Every known node with its use and what waits there, for tools; quantities as users read them."""
+        found = []
+        for node_id, node in self._nodes.items():
+            live = self._live.get(node_id)
+            shown = {key: node[key] for key in ("node_name", "address", "hostname", "alive", "death_reason")}
+            shown |= {"node_id": node_id.hex(), "labels": node["labels"], "totals": {}, "available": {}}
+            shown |= {"load": 0, "waiting": []}
+            if live is not None:
+                shown["totals"], shown["available"] = from_units(live.totals), from_units(live.available)
+                shown["load"] = live.load
+                shown["waiting"] = [(text, from_units(request), n) for text, request, n in live.waiting]
+            found.append(shown)
+        return found
+
     def totals(self) -> dict[str, float]:
         """The living nodes' resources, added up."""
-        return sum_resources(self._nodes[node_id]["resources"] for node_id in self._ring)
+        return sum_resources(live.totals for live in self._live.values())
+
+    def available(self, besides: bytes) -> list[Resources]:
+        """What is free on each living node by its latest report, ``besides`` excepted."""
+        return [live.available for node_id, live in self._live.items() if node_id != besides]
 
     def check_invariants(self) -> None:
         """Raise AssertionError where the table contradicts itself."""
-        assert len(set(self._ring)) == len(self._ring), "a node is twice in the ring"
         living = {node_id for node_id, node in self._nodes.items() if node["alive"]}
-        assert set(self._ring) == living, "the ring is not the living nodes"
-        assert len(self._nodes) - len(living) <= self._keep_dead
+        assert self._live.keys() == living, "the rows and the living nodes disagree"
+        self._index.check_invariants()
+        assert len(self._index) == len(living)
+        for node_id, live in self._live.items():
+            assert self._index.holds(node_id, live.totals)
+        assert self._heard.keys() <= living, "a dead node has a deadline"
+        assert list(self._heard.values()) == sorted(self._heard.values()), "deadlines are out of order"
+        assert self._restored <= self._nodes.keys() - living
+        assert len(self._nodes) - len(living) <= max(self._keep_dead, len(self._restored))
 
 
 def sum_resources(parts: Any) -> dict[str, float]:

@@ -6,6 +6,9 @@ the saves are committed once, then replies, updates and orders leave in the orde
 nothing is said that a restart of the head would deny (a head in memory dies with what it said, and commits
 later).
 
+    Router ──Requests──▶ GcsService ─┬─ tables (pure): nodes, actors, jobs, kv, deaths
+    nodes ──Node reports──▶          └─ NodeLinks: doors to the nodes, deadlines, news
+
 Requests of core workers (answers, errors by kind):
 
 * ``create_actor(spec)`` → Actor.info() + ``created``; the creator is subscribed. ActorAlreadyExistsError
@@ -17,53 +20,62 @@ Requests of core workers (answers, errors by kind):
 * ``kv_put(key, value, overwrite, namespace)`` → existed before; ``kv_get(key, namespace)`` → bytes or None;
   ``kv_del(key, by_prefix, namespace)`` → count; ``kv_exists(key, namespace)``; ``kv_keys(prefix, namespace)``
 * ``nodes()``, ``jobs()``, ``cluster_resources()``, ``available_resources()``: as users see them, in floats
-* ``gcs_stats()``: counts
+* ``cluster_status()``: every node with what is free and what waits there, for tools; ``gcs_stats()``: counts
 
-Requests of nodes: ``add_node(info)``, ``add_job(info)`` → {job_id, namespace}, ``finish_job(job_id)``.
+Requests of nodes: ``add_node(info)`` → {heartbeat_s}, ``add_job(info)`` → {job_id, namespace},
+``finish_job(job_id)``, ``job_end(job_id)`` → True as soon as the job's driver is gone, ``leave(reason)``.
 
-Invariants: every request gets one reply; a node is never called from inside a call of its own.
+Invariants: every request gets one reply (but ``leave``: who leaves hears nothing more); a node is never called
+from inside a call of its own; what a node says that counts as dead is ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import Any, Protocol
 
 from minray._base import log
+from minray._base.config import Config
 from minray.gcs import actors, jobs, kv, nodes
 from minray.gcs.actors import ActorError, ActorTable
+from minray.gcs.deaths import WatchDesk, node_died
 from minray.gcs.effects import Effects
 from minray.gcs.jobs import JobTable
 from minray.gcs.kv import KvTable
+from minray.gcs.links import Deliver, NodeLink, NodeLinks, NodePeer, Scheduler, refuse
 from minray.gcs.nodes import NodeTable, sum_resources
 from minray.gcs.tables import Tables, TablesError
-from minray.wire.messages import ActorEnded, ActorStarted, Died, Message, Reply, Request, pack
+from minray.wire.messages import (
+    ActorEnded,
+    ActorStarted,
+    Died,
+    Introduce,
+    Message,
+    NodeReport,
+    Reply,
+    Request,
+    StartActor,
+    Watch,
+    pack,
+)
 
-Deliver = Callable[[Message], None]
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
 METHODS = frozenset(
     {
         "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
         "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
-        "nodes", "jobs", "cluster_resources", "available_resources", "gcs_stats",
+        "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats",
     }
 )  # fmt: skip
-NODE_METHODS = frozenset({"add_node", "add_job", "finish_job"})
+NODE_METHODS = frozenset({"add_node", "add_job", "finish_job", "job_end", "leave"})
 
 
 class Peer(Protocol):
     """What the service needs of a connection (hashable by identity)."""
 
     def send(self, message: tuple[Any, ...]) -> None: ...
-
-
-class Scheduler(Protocol):
-    """What the service needs of the reactor."""
-
-    def call_soon(self, fn: Callable[[], None]) -> None: ...
-
-    def call_later(self, delay_s: float, fn: Callable[[], None]) -> Any: ...
 
 
 class GcsService:
@@ -74,7 +86,9 @@ class GcsService:
         tables: where rows go; what they hold is taken over.
         wall: seconds since the epoch, for what users see.
         make_namespace: names the namespace of a job that gave none.
-        available: the free resources of each living node, in wire units.
+        available: the free resources of the node of this process at this moment, in wire units.
+        config: how long nodes may be silent.
+        now: the monotonic clock.
     """
 
     def __init__(
@@ -85,21 +99,27 @@ class GcsService:
         wall: Callable[[], float],
         make_namespace: Callable[[], str],
         available: Callable[[], Iterable[Mapping[str, int]]] = tuple,
+        config: Config | None = None,
+        now: Callable[[], float] = monotonic,
     ) -> None:
         self._reactor = reactor
         self._tables = tables
         self._wall = wall
         self._available = available
+        self._config = config or Config()
         self._kv = KvTable()
         self._jobs = JobTable(make_namespace)
         self._nodes = NodeTable()
         self._actors = ActorTable(self._nodes.place)
-        self._links: dict[bytes, Deliver] = {}  # node_id → its door
+        self._deaths = WatchDesk()
+        timeout_s = self._config.node_timeout_s
+        self._links = NodeLinks(reactor, self._nodes, now=now, timeout_s=timeout_s, lost=self.node_lost)
+        self._job_ends: dict[bytes, list[tuple[bytes, int]]] = {}  # job → nodes (and requests) that wait for it
         self._numbers: dict[Peer, int] = {}  # connections that asked something
         self._peers: dict[int, Deliver] = {}
         self._next_number = 1
         self._outbox: list[tuple[Deliver, Message]] = []
-        self._flush_due = self._commit_due = False
+        self._flush_due = self._commit_due = self._ending = False
         self._kv.restore(tables.load(kv.TABLE))
         self._jobs.restore(tables.load(jobs.TABLE))
         self._nodes.restore(tables.load(nodes.TABLE))
@@ -131,31 +151,93 @@ class GcsService:
     # --- in: nodes --------------------------------------------------------------------------------
 
     def attach_node(self, node_id: bytes, deliver: Deliver) -> None:
-        """Orders and replies for this node go through ``deliver``."""
-        self._links[node_id] = deliver
+        """The node of this process: orders and replies for it go through ``deliver``."""
+        self._links.attach(node_id, deliver)
+
+    def admit_node(self, node_id: bytes, peer: NodePeer) -> bool:
+        """A node of another machine has connected and wants to join. False: it counts as dead, and is told so."""
+        reason = self._nodes.why_fenced(node_id)
+        if node_id in self._links:  # what was said meanwhile is lost, so nobody can know what it runs
+            reason = "its connection to the head was lost"
+            self.node_lost(node_id, reason)
+        if reason is not None:
+            refuse(peer, reason)
+            return False
+        self._links.attach(node_id, lambda message: peer.send(pack(message)), peer)
+        return True
+
+    def node_closed(self, node_id: bytes, peer: NodePeer, reason: str) -> None:
+        """A connection that was admitted has ended."""
+        link = self._links.get(node_id)
+        if link is not None and link.peer is peer:
+            self.node_lost(node_id, reason)
 
     def on_node(self, node_id: bytes, message: Message) -> None:
         """What a node reports."""
+        link = self._links.get(node_id)
+        if link is None:  # it was declared dead while it said this
+            return
+        if link.peer is not None:
+            self._links.heard(node_id)
         if isinstance(message, ActorStarted):
             self._do(self._actors.started(node_id, message))
         elif isinstance(message, ActorEnded):
             self._do(self._actors.ended(node_id, message))
         elif isinstance(message, Died):
             self._process_died(message)
+        elif isinstance(message, NodeReport):
+            self._on_report(node_id, message)
+        elif isinstance(message, Watch):
+            self._on_watch(node_id, message)
         elif isinstance(message, Request):
-            self._post(self._links[node_id], self._answer(message, 0, NODE_METHODS | METHODS))
+            self._on_node_request(node_id, link, message)
         else:
             raise TypeError(f"a node sends no {type(message).__name__} to the GCS")
 
+    def _on_node_request(self, node_id: bytes, link: NodeLink, request: Request) -> None:
+        if request.method == "leave":
+            self.node_lost(node_id, *request.args)
+        elif request.method == "job_end" and self._jobs.is_running(*request.args):
+            self._job_ends.setdefault(request.args[0], []).append((node_id, request.request_id))
+        else:
+            self._post(link.deliver, self._answer(request, 0, NODE_METHODS | METHODS))
+
+    def _on_report(self, node_id: bytes, message: NodeReport) -> None:
+        changed, totals = self._nodes.report(node_id, message)
+        if changed:
+            self._links.changed(node_id, totals)
+
+    def _on_watch(self, asker: bytes, question: Watch) -> None:
+        node_id = question.node_id
+        if self._nodes.is_alive(node_id):
+            self._do(self._deaths.watch(asker, question))
+        else:
+            cause = node_died(node_id, self._nodes.death_of(node_id))
+            self._do([("order", asker, Died(question.worker_id, -1, -1, -1, cause))])
+
     def node_lost(self, node_id: bytes, reason: str) -> None:
-        """A machine is gone: its actors restart elsewhere."""
+        """A machine is gone: its drivers' jobs are over, its actors restart elsewhere."""
+        if self._ending:
+            return
         known, effects = self._nodes.lost(node_id, reason)
-        self._links.pop(node_id, None)
+        self._links.detach(node_id)
         self._do(effects)
         if known:
+            log.warning("node %s is lost: %s", node_id.hex()[:8], reason)
+            for job_id in self._jobs.of_node(node_id):
+                self._finish_job(job_id)
             self._do(self._actors.node_lost(node_id, reason))
+            self._do(self._deaths.node_lost(node_id, reason))
+
+    def end(self, reason: str) -> None:
+        """The head ends: so do the other nodes."""
+        self._ending = True
+        self._links.fence_all(f"the head of the cluster has ended: {reason}")
 
     def _process_died(self, message: Died) -> None:
+        self._do(self._deaths.died(message))
+        if message.cause.get("unknown"):  # an answer about somebody whom that node never knew
+            return
         job_id = self._jobs.of_driver(message.worker_id)
         if job_id is not None:
             self._finish_job(job_id)
@@ -234,15 +316,21 @@ class GcsService:
         return self._nodes.totals()
 
     def _on_available_resources(self, number: int) -> dict[str, float]:
-        return {name: amount for name, amount in sum_resources(self._available()).items() if amount > 0}
+        parts = [*self._available(), *self._nodes.available(besides=self._links.local())]
+        return {name: amount for name, amount in sum_resources(parts).items() if amount > 0}
+
+    def _on_cluster_status(self, number: int) -> list[dict[str, Any]]:
+        return self._nodes.status()
 
     def _on_gcs_stats(self, number: int) -> dict[str, Any]:
-        return {"actors": self._actors.counts(), "clients": len(self._peers), "nodes": len(self._links)}
+        counts = {"clients": len(self._peers), "nodes": len(self._links), "watches": len(self._deaths)}
+        return {"actors": self._actors.counts(), **counts}
 
-    def _on_add_node(self, number: int, info: dict[str, Any]) -> bool:
+    def _on_add_node(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
         self._do(self._nodes.add(info, self._wall()))
+        self._links.joined(info["node_id"])
         self._do(self._actors.node_joined())
-        return True
+        return {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
 
     def _on_add_job(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
         answer, effects = self._jobs.add(info, self._wall())
@@ -252,11 +340,16 @@ class GcsService:
     def _on_finish_job(self, number: int, job_id: bytes) -> bool:
         return self._finish_job(job_id)
 
+    def _on_job_end(self, number: int, job_id: bytes) -> bool:
+        return True  # else it had been made to wait
+
     def _finish_job(self, job_id: bytes) -> bool:
         ended, effects = self._jobs.finish(job_id, self._wall())
         self._do(effects)
         if ended:
             self._do(self._actors.job_finished(job_id))
+            for node_id, request_id in self._job_ends.pop(job_id, ()):
+                self._do([("order", node_id, Reply(request_id, True, True))])
         return ended
 
     # --- out --------------------------------------------------------------------------------------
@@ -271,10 +364,20 @@ class GcsService:
                 node_id, message = rest
                 link = self._links.get(node_id)
                 if link is not None:  # else it is lost, and node_lost restarts what it had
-                    self._post(link, message)
+                    self._introduce(node_id, link, message)
+                    self._post(link.deliver, message)
             else:
                 subscriber, message = rest
                 self._post(self._peers[subscriber], message)
+
+    def _introduce(self, node_id: bytes, link: NodeLink, message: Message) -> None:
+        """Before a node starts an actor of a job for the first time, it hears what the job's workers need."""
+        if isinstance(message, StartActor):
+            job_id = message.spec["job_id"]
+            config = None if job_id in link.jobs else self._jobs.introduction(job_id, node_id)
+            if config is not None:
+                link.jobs.add(job_id)
+                self._post(link.deliver, Introduce(job_id, config))
 
     def _post(self, deliver: Deliver, message: Message) -> None:
         self._outbox.append((deliver, message))
@@ -311,7 +414,7 @@ class GcsService:
 
     def check_invariants(self) -> None:
         """Raise AssertionError where a table contradicts itself or the connections."""
-        for table in (self._kv, self._jobs, self._nodes, self._actors):
+        for table in (self._kv, self._jobs, self._nodes, self._actors, self._deaths, self._links):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
 

@@ -4,12 +4,16 @@ An actor is placed like a lease demand for one worker: what ``placement_resource
 that moment, and only ``lifetime_resources`` stay booked (a default actor needs a CPU to be placed and none
 to live). The orders of the GCS are idempotent by (actor_id, incarnation).
 
-Called by node.leases, of whose table it is a part. Invariant: an incarnation is placed at most once, and
-exactly one ActorEnded follows each that was ever ordered.
+Where there are other nodes, an actor does not wait here for what another seems to have free: after a patience
+that doubles each time it is *bounced* (ActorEnded with the cause ``bounced``), and the GCS places it anew.
+
+Called by node.leases, of whose table it is a part; ``node.service`` asks for deadlines. Invariant: an incarnation
+is placed at most once, and exactly one ActorEnded follows each order that was not obeyed before.
 """
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, Any
 
 from minray.node.demands import ActorPlacement, Demand, DemandKey
@@ -19,6 +23,8 @@ from minray.wire.messages import ActorEnded, StartActor
 if TYPE_CHECKING:
     from minray.node.leases import Lease, LeaseTable
 
+PATIENCE_S = 0.5  # how long an actor waits here, the first time, if it could run elsewhere
+DOUBLINGS = 5
 REMEMBERED = 10_000  # actors whose last incarnation is kept, to recognise a repeated order
 
 
@@ -33,6 +39,8 @@ class ActorPlacements:
         self._table = table
         self._demands: dict[tuple[bytes, int], Demand] = {}  # waiting or running
         self._seen: dict[bytes, int] = {}  # actor → newest incarnation ever ordered
+        self._checks: list[tuple[float, bytes, int]] = []  # a heap: when to ask whether it had better go
+        self._alone = True  # no other node so far
 
     def place(self, msg: StartActor, now: float) -> list[Effect]:
         """An order of the GCS."""
@@ -55,13 +63,66 @@ class ActorPlacements:
             0,
             f"actor {spec.get('class_name', '')}",
             actor=actor,
+            strategy=spec.get("strategy"),
             since=now,
         )
         self._demands[(msg.actor_id, msg.incarnation)] = demand
         table = self._table
         table.demands[(owner, demand.key)] = demand
-        effects = table.admit(demand, spec.get("strategy"), now)
-        return effects + table.schedule(now)
+        effects = table.admit(demand, now)
+        effects += table.schedule(now)
+        if not demand.leases and demand.missing > 0 and table.away.view.nodes:
+            self._check_later(actor, now)
+        return effects
+
+    def view_changed(self, now: float) -> None:
+        """If this is not the only node any more, those that wait may have somewhere to go."""
+        if self._alone and self._table.away.view.nodes:
+            self._alone = False
+            for demand in self._demands.values():
+                if demand.actor is not None and not demand.leases:
+                    self._check_later(demand.actor, now)
+
+    def _check_later(self, actor: ActorPlacement, now: float) -> None:
+        patience = PATIENCE_S * 2 ** min(DOUBLINGS, actor.spec.get("bounces", 0))
+        heapq.heappush(self._checks, (now + patience, actor.actor_id, actor.incarnation))
+
+    def next_deadline(self) -> float | None:
+        """When ``tick`` should be called next."""
+        return self._checks[0][0] if self._checks else None
+
+    def tick(self, now: float) -> list[Effect]:
+        """Let go of those that wait here and seem to have room elsewhere."""
+        effects: list[Effect] = []
+        while self._checks and self._checks[0][0] <= now:
+            _, actor_id, incarnation = heapq.heappop(self._checks)
+            demand = self._demands.get((actor_id, incarnation))
+            if demand is None or demand.actor is None or demand.leases:
+                continue
+            if self._better_elsewhere(demand):
+                effects += self._bounce(demand, demand.actor)
+            else:
+                self._check_later(demand.actor, now)
+        return effects + (self._table.schedule(now) if effects else [])
+
+    def _better_elsewhere(self, demand: Demand) -> bool:
+        table, strategy = self._table, demand.strategy
+        kind = strategy[0] if isinstance(strategy, tuple) else strategy
+        if kind == "affinity" and not strategy[2]:
+            return False
+        hard = strategy[1] if kind == "labels" else None
+        if not table.away.may_run_here(demand):
+            return table.away.view.feasible(demand.resources, hard)
+        if kind == "affinity" or table.book.fits(demand.resources):
+            return False  # it only waits for a worker to start
+        return table.away.view.free(demand.resources, hard) is not None
+
+    def _bounce(self, demand: Demand, actor: ActorPlacement) -> list[Effect]:
+        self._table.withdraw(demand)
+        del self._demands[(actor.actor_id, actor.incarnation)]
+        self._seen[actor.actor_id] = actor.incarnation - 1  # it may be sent here again
+        cause = {"text": "what it needs is free on another node", "bounced": True}
+        return [("gcs", ActorEnded(actor.actor_id, actor.incarnation, cause))]
 
     def stop(
         self, actor_id: bytes, incarnation: int, now: float, *, graceful: bool, reason: str

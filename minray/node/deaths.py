@@ -1,9 +1,11 @@
 """Who wants to hear of whose death, and what is known of the dead. Pure.
 
 A death is announced once to each watcher. Whoever asks for somebody who is dead already is answered at once,
-from the certificate while it is remembered; somebody this node never knew counts as dead.
+from the certificate while it is remembered; somebody this node never knew counts as dead. Processes of other
+nodes may be watched too: the GCS is asked, and passes on what their own node says.
 
-Called by node.service. Invariants: only the living have watchers; nobody watches after their own death.
+Called by node.service and node.orders. Invariants: only the living, and processes elsewhere, have watchers;
+nobody watches after their own death.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class DeathBook:
 
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._alive: dict[bytes, set[bytes]] = {}  # process → watchers
-        self._watches: dict[bytes, set[bytes]] = {}  # watcher → processes
+        self._elsewhere: dict[bytes, set[bytes]] = {}  # process of another node → watchers
+        self._watches: dict[bytes, set[bytes]] = {}  # watcher → processes, here and elsewhere
         self._certificates: OrderedDict[bytes, Died] = OrderedDict()
         self._remembered = remembered
 
@@ -38,10 +41,30 @@ class DeathBook:
             watchers.add(watcher)
             self._watches.setdefault(watcher, set()).add(worker_id)
             return []
+        return [("send", watcher, self._certificate(worker_id))]
+
+    def ask(self, worker_id: bytes) -> Died | None:
+        """How a process of this node has ended; None while it lives."""
+        return None if worker_id in self._alive else self._certificate(worker_id)
+
+    def _certificate(self, worker_id: bytes) -> Died:
         died = self._certificates.get(worker_id)
-        if died is None:
-            died = Died(worker_id, -1, -1, -1, {"text": UNKNOWN})
-        return [("send", watcher, died)]
+        return died or Died(worker_id, -1, -1, -1, {"text": UNKNOWN, "unknown": True})
+
+    def watch_elsewhere(self, watcher: bytes, worker_id: bytes) -> bool:
+        """``watcher`` wants to know of a process of another node. Whether the GCS is to be asked."""
+        watchers = self._elsewhere.setdefault(worker_id, set())
+        first = not watchers
+        watchers.add(watcher)
+        self._watches.setdefault(watcher, set()).add(worker_id)
+        return first
+
+    def told(self, message: Died) -> list[Effect]:
+        """The GCS says that a process of another node has ended."""
+        watchers = self._elsewhere.pop(message.worker_id, set())
+        for watcher in watchers:
+            self._forget(watcher, message.worker_id)
+        return [("send", watcher, message) for watcher in sorted(watchers)]
 
     def died(
         self, worker_id: bytes, cause: dict[str, Any], running: tuple[int, int] = (-1, -1), told: bytes = b""
@@ -55,7 +78,12 @@ class DeathBook:
         for watcher in watchers:
             self._forget(watcher, worker_id)
         for target in self._watches.pop(worker_id, set()):
-            self._alive[target].discard(worker_id)
+            if target in self._alive:
+                self._alive[target].discard(worker_id)
+                continue
+            self._elsewhere[target].discard(worker_id)
+            if not self._elsewhere[target]:
+                del self._elsewhere[target]
         return [("send", watcher, certificate) for watcher in sorted(watchers - {told, worker_id})]
 
     def _forget(self, watcher: bytes, worker_id: bytes) -> None:
@@ -71,11 +99,14 @@ class DeathBook:
 
     def check_invariants(self) -> None:
         """Both directions agree."""
-        for target, watchers in self._alive.items():
+        assert not self._alive.keys() & self._elsewhere.keys()
+        assert all(self._elsewhere.values())
+        for target, watchers in (*self._alive.items(), *self._elsewhere.items()):
             for watcher in watchers:
                 assert target in self._watches.get(watcher, ()), (watcher, target)
         for watcher, targets in self._watches.items():
             assert targets, watcher
             for target in targets:
-                assert watcher in self._alive.get(target, ()), (watcher, target)
+                found = self._alive.get(target) or self._elsewhere.get(target) or ()
+                assert watcher in found, (watcher, target)
         assert len(self._certificates) <= self._remembered

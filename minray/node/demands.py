@@ -57,6 +57,8 @@ class Demand:
     depth: int
     description: str
     actor: ActorPlacement | None = None
+    strategy: Any = None  # see _base.options.Strategy
+    hold: bool = False  # a stranger's, to be queued here and not to be declined
     leases: set[int] = field(default_factory=set)
     since: float = 0.0  # waiting since
     fatal_at: float | None = None  # infeasible: when the grace ends

@@ -9,6 +9,7 @@ Called by the reactor (Peer is its Handler) and by node.service. Invariant: what
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,17 @@ from minray.wire import messages as m
 from minray.wire.errors import ProtocolError, WireError
 from minray.wire.messages import Message, pack
 from minray.wire.reactor import Connection
+from minray.wire.transports import nearest
 
 if TYPE_CHECKING:
     from minray.node.service import NodeService
 
 
+STRANGER = -2  # as a number: an owner of another node
+
+
 class Peer:
-    """One connection to a driver, a worker, or a tool."""
+    """One connection to a driver, a worker, an owner of another node, or a tool."""
 
     __slots__ = ("conn", "job_id", "node", "number", "pidfd", "worker_id")
 
@@ -31,12 +36,21 @@ class Peer:
         self.conn = conn
         self.worker_id = b""  # once registered
         self.job_id = b""
-        self.number = -1  # of a worker
+        self.number = -1  # of a worker; STRANGER
         self.pidfd = -1  # of a driver
 
     def admit(self, worker_id: bytes, job_id: bytes, number: int) -> None:
         """It has registered."""
         self.worker_id, self.job_id, self.number = worker_id, job_id, number
+
+    def remove_socket(self) -> None:
+        """A process that was killed leaves its listening socket's file."""
+        place = nearest(self.conn.hello.endpoint, same_machine=True) if self.conn.hello is not None else ""
+        if place.startswith("unix:"):
+            try:
+                os.unlink(place[len("unix:") :])
+            except OSError:  # it did so itself
+                pass
 
     def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
         """Reactor: everything that one read brought."""
@@ -80,9 +94,17 @@ def _register(node: NodeService, peer: Peer, message: m.Register) -> None:
     if node.ending is not None:
         peer.conn.close()
     elif message.is_driver:
-        node.register_driver(peer, message)
+        node.jobs.register_driver(peer, message)
     else:
         node.register_worker(peer, message)
+
+
+@_handles(m.Introduce, anybody=True)
+def _introduce(node: NodeService, peer: Peer, message: m.Introduce) -> None:
+    if node.ending is not None:
+        peer.conn.close()
+    else:
+        node.strangers.welcome(peer, message)
 
 
 @_handles(m.LeaseDemand)
@@ -117,7 +139,7 @@ def _kill(node: NodeService, peer: Peer, message: m.KillWorker) -> None:
 
 @_handles(m.Watch)
 def _watch(node: NodeService, peer: Peer, message: m.Watch) -> None:
-    node.do(node.deaths.watch(peer.worker_id, message.worker_id))
+    node.watch(peer.worker_id, message)
 
 
 @_handles(m.LogAck)

@@ -26,6 +26,8 @@ from minray.node import pressure
 from minray.node.actor_placement import ActorPlacements
 from minray.node.book import ResourceBook, ResourceIds
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
+from minray.node.spillover import Spillover
+from minray.node.view import View
 from minray.node.worker_pool import IDLE, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
 from minray.wire.messages import (
     Address,
@@ -73,6 +75,9 @@ class LeaseTable:
         totals: Resources,
         pool: WorkerPool,
         *,
+        view: View | None = None,
+        labels: dict[str, str] | None = None,
+        first_no: int = 0,
         infeasible_grace_s: float = 10.0,
         quantum_s: float = 0.05,
         cap_patience_s: float = 1.0,
@@ -85,6 +90,7 @@ class LeaseTable:
         self.demands: dict[tuple[bytes, DemandKey], Demand] = {}
         self.addresses: dict[bytes, Address] = {}  # of everybody who has registered
         self.actors = ActorPlacements(self)
+        self.away = Spillover(self, view if view is not None else View(node_id), labels or {})
         self.infeasible: dict[tuple[bytes, DemandKey], Demand] = {}
         self.quantum_s = quantum_s
         self.cap_patience_s = cap_patience_s
@@ -96,7 +102,7 @@ class LeaseTable:
         self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
         self.grace_s = infeasible_grace_s
-        self._last_no = 0
+        self._last_no = first_no  # unique in the cluster: each node begins elsewhere
 
     # -- who there is ------------------------------------------------------------------------------
 
@@ -105,6 +111,12 @@ class LeaseTable:
         self.addresses[driver] = address
         self._homes[driver] = job
         self._homes[job.job_id] = job
+
+    def stranger_joined(self, owner: bytes, address: Address, job: WorkerClass) -> None:
+        """An owner of another node asks for workers here: plain tasks of it run in ``job``."""
+        self.addresses[owner] = address
+        self._homes[owner] = job
+        self.away.strangers.add(owner)
 
     def home(self, owner: bytes, job_id: bytes = b"") -> WorkerClass:
         """What the plain tasks of ``owner`` run in: the environment of the owner itself, or of its job."""
@@ -121,22 +133,32 @@ class LeaseTable:
         demand = self.demands.get(place)
         if owner not in self.addresses:
             return []  # it has left, or its job has ended: a last wish must not start workers
+        wanted = self.away.wanted_here(owner, msg)
         if demand is None:
-            if msg.wanted <= 0:
+            if wanted <= 0:
                 return []
             worker_class = self.home(owner).with_env(msg.env_vars)
             demand = Demand(owner, msg.key, worker_class, 0, msg.resources, msg.depth, msg.description)
             self.demands[place] = demand
         if demand.missing <= 0:
             demand.since = now
-        demand.wanted = max(0, msg.wanted)
+        demand.wanted = wanted
         demand.depth, demand.resources = msg.depth, msg.resources
+        demand.strategy, demand.hold = msg.strategy, msg.hold
         if demand.missing <= 0:
             self._settle(demand)
             # fewer wanted: what is granted beyond that may be revoked for somebody else
             return self.schedule(now) if self.queue else []
-        effects = self.admit(demand, msg.strategy, now)
+        effects = self.admit(demand, now)
         return effects + self.schedule(now)
+
+    def view_changed(self, now: float) -> list[Effect]:
+        """Other nodes have joined, left, or have other resources free."""
+        effects: list[Effect] = []
+        for demand in list(self.infeasible.values()):
+            if demand.actor is None:
+                effects += self.admit(demand, now)
+        return effects + (self.schedule(now) if self.queue else [])
 
     def returned(self, owner: bytes, lease_no: int, retire: bool, now: float) -> list[Effect]:
         """An owner needs a lease no more."""
@@ -164,6 +186,7 @@ class LeaseTable:
         effects: list[Effect] = []
         self.addresses.pop(owner, None)
         self._homes.pop(owner, None)
+        self.away.owner_gone(owner)
         for demand in [d for d in self.demands.values() if d.owner == owner and d.actor is None]:
             self.withdraw(demand)
             for no in sorted(demand.leases):
@@ -294,31 +317,36 @@ class LeaseTable:
 
     # -- granting ----------------------------------------------------------------------------------
 
-    def admit(self, demand: Demand, strategy: Any, now: float) -> list[Effect]:
-        """Queue a demand, or complain that nothing can ever satisfy it."""
+    def admit(self, demand: Demand, now: float) -> list[Effect]:
+        """Queue a demand, let other nodes have it, or complain that nothing can ever satisfy it."""
         place = (demand.owner, demand.key)
-        affinity = strategy if isinstance(strategy, tuple) and strategy[0] == "affinity" else None
-        if affinity is not None and affinity[1] != self.node_id and not affinity[2]:
-            text = f"{demand.description} must run on node {affinity[1].hex()}, which is not alive"
-            return self.fail(demand, text)
-        if self.book.feasible(demand.resources):
+        effects: list[Effect] = []
+        if demand.actor is None:
+            here, effects = self.away.route(demand)
+            if demand.missing <= 0 or not here:
+                return effects
+        if self.away.may_run_here(demand):
+            self.infeasible.pop(place, None)
+            demand.fatal_at = None
             self.queue.add(demand)
-            return []
+            return effects
         if place in self.infeasible:
-            return []
+            return effects
         demand.fatal_at = now + self.grace_s
         self.infeasible[place] = demand
         if demand.actor is not None:
-            return [("warn", demand.worker_class.job_id, self._infeasible_text(demand))]
+            return [*effects, ("warn", demand.worker_class.job_id, self._infeasible_text(demand))]
         assert isinstance(demand.key, int)
-        return [("send", demand.owner, LeaseInfeasible(demand.key, False, self._infeasible_text(demand)))]
+        warning = LeaseInfeasible(demand.key, False, self._infeasible_text(demand))
+        return [*effects, ("send", demand.owner, warning)]
 
     def _infeasible_text(self, demand: Demand) -> str:
         totals = {name: n for name, n in self.book.totals.items() if not name.startswith("node:")}
+        others = self.away.view.describe_totals()
         return (
-            f"{demand.description} asks for {describe(demand.resources)}, and no node has that much: "
-            f"node {self.node_id.hex()[:8]} has {describe(totals)} in all. "
-            "Ask for less, or start a node that has it."
+            f"{demand.description} asks for {describe(demand.resources)}{self.away.describe(demand)}, and no node "
+            f"has that much: node {self.node_id.hex()[:8]} has {describe(totals)} in all"
+            f"{'; ' + others if others else ''}. Ask for less, or start a node that has it."
         )
 
     def fail(self, demand: Demand, text: str) -> list[Effect]:
@@ -328,6 +356,11 @@ class LeaseTable:
             return self.actors.ended(demand.actor, {"text": text, "unschedulable": True, "expected": False})
         assert isinstance(demand.key, int)
         return [("send", demand.owner, LeaseInfeasible(demand.key, True, text))]
+
+    def give_up(self, demand: Demand, count: int) -> None:
+        """So many of its workers are not to be granted here."""
+        demand.wanted -= count
+        self._settle(demand)
 
     def withdraw(self, demand: Demand) -> None:
         """Nothing more is to be granted to it."""

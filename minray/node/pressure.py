@@ -64,6 +64,7 @@ def order_starts(table: LeaseTable, now: float) -> list[Effect]:
     effects = _start(table, plan, now)
     table.reserved = table.stall_at = None
     if plan.unmet:
+        effects += _send_away(table, plan)
         effects += _relieve(table, plan, now)
         effects += _warn_stalled(table, plan, now)
     return effects
@@ -204,6 +205,17 @@ def _warn_stalled(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
 
 
 # -- taking leases back ----------------------------------------------------------------------------
+
+
+def _send_away(table: LeaseTable, plan: Plan) -> list[Effect]:
+    """Other nodes may have what is lacking here; what remains stays in the plan."""
+    effects: list[Effect] = []
+    for i, (demand, lacking) in enumerate(plan.unmet[:EXAMINED]):
+        before = demand.missing
+        effects += table.away.relieve(demand, lacking)
+        plan.unmet[i] = (demand, lacking - (before - demand.missing))
+    plan.unmet = [(demand, lacking) for demand, lacking in plan.unmet if lacking > 0]
+    return effects
 
 
 def _relieve(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:

@@ -5,7 +5,9 @@
                                             ├─ DeathBook (pure): who watches whom
                                             ├─ WorkerProcesses:  launcher, certificates, status pages
                                             └─ LogHub:           output, to files and drivers
-    GCS ◀── gcs_send(Request, ActorStarted, ActorEnded, Died) ── on_gcs(StartActor, StopActor, Reply) ──▶
+    GCS ◀── gcs_send(Request, ActorStarted, ActorEnded, Died, …) ── on_gcs(Reply, orders: see ``orders``) ──▶
+                                             │
+    other nodes ◀─ (in a clustered session) ─┴─ Membership: reports, the view of the others
 
 Made by ``daemon.py``; everything runs on the reactor's thread and nothing waits. Requests it answers:
 ``node_info``, ``available_resources``, ``stats``, ``flush_logs``.
@@ -34,13 +36,17 @@ from minray._base.config import (
 )
 from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
 from minray.node.deaths import DeathBook
-from minray.node.demands import WorkerClass
-from minray.node.dispatch import HANDLERS, Peer
+from minray.node.dispatch import HANDLERS, STRANGER, Peer
 from minray.node.ending import Ending
+from minray.node.jobs import Jobs
 from minray.node.launcher import ForkLauncher, Launcher, SpawnLauncher
 from minray.node.leases import LeaseTable
 from minray.node.logs import LogHub
-from minray.node.worker_pool import LEAVING, STATES, Effect, WorkerPool
+from minray.node.membership import Membership
+from minray.node.orders import ORDERS
+from minray.node.strangers import Strangers
+from minray.node.view import View
+from minray.node.worker_pool import STATES, Effect, WorkerPool
 from minray.node.workers import WorkerProcesses
 from minray.store import segments
 from minray.store.authority import StoreAuthority
@@ -55,8 +61,7 @@ from minray.wire.messages import (
     Registered,
     Reply,
     Request,
-    StartActor,
-    StopActor,
+    Watch,
     pack,
     unpack,
 )
@@ -70,12 +75,14 @@ class NodeService:
     """See the file's head.
 
     Args:
-        session: name, dir, temp_dir, log_dir, prefix, endpoint, token, sys_path, python_flags.
+        session: name, dir, temp_dir, log_dir, prefix, endpoint, token, sys_path, python_flags; where there may be
+            other nodes also clustered (True), gcs_endpoint, is_head.
         node: what the user said it offers: num_cpus, num_gpus, memory, object_store_memory (bytes),
             resources, labels, node_name, node_ip_address; missing or None: detected.
         zygote_sock, zygote_life: one end of the zygote's socket pair, its pid and start time; None: spawn.
         gcs_send: takes what is for the GCS; it answers later, through ``on_gcs``.
         end_session: called with a reason when the node cannot go on.
+        gcs_join: takes what the GCS is to know of this node, and calls ``joined``; None: by a request.
     """
 
     def __init__(
@@ -90,20 +97,25 @@ class NodeService:
         zygote_life: tuple[int, float] | None,
         gcs_send: Callable[[Message], None],
         end_session: Callable[[str], None],
+        gcs_join: Callable[[dict[str, Any]], None] | None = None,
         entry: str = "minray.worker.main",
     ) -> None:
         self.reactor = reactor
         self.config = config
         self.node_id = node_id
         self.endpoint: str = session["endpoint"]
+        self.gcs_endpoint: str = session.get("gcs_endpoint") or self.endpoint
+        self.is_head: bool = session.get("is_head", True)
+        clustered: bool = session.get("clustered", False)
         self.peers: dict[bytes, Peer] = {}  # registered ones, by worker_id
-        self.jobs: dict[bytes, dict[str, Any]] = {}  # job_id → what its driver said
-        self.drivers: dict[bytes, bytes] = {}  # job_id → worker_id of its driver
+        self.jobs = Jobs(self, session["sys_path"])
+        self.strangers = Strangers(self)
         self._session = session
         self._offer = node
         self._zygote = (zygote_sock, zygote_life or (0, 0.0))
         self._entry = entry
         self._gcs_send = gcs_send
+        self._gcs_join = gcs_join
         self._end_session = end_session
         self._requests: dict[int, Callable[[Reply], None]] = {}  # of ours, to the GCS
         self._numbers = itertools.count(1)
@@ -112,6 +124,9 @@ class NodeService:
         self.ending: Ending | None = None
         self.address: str = node.get("node_ip_address") or "127.0.0.1"
         self.totals = self._make_totals()
+        self.labels = {"ray.io/node-id": node_id.hex(), **(node.get("labels") or {})}
+        self.view = View(node_id)
+        self.membership = Membership(self) if clustered else None
         self.table = self._make_table()
         self.deaths = DeathBook()
         self._segments = segments.choose(config.segments, session["dir"])
@@ -138,7 +153,8 @@ class NodeService:
         )
         totals = to_units(found)
         totals[f"node:{self.address}"] = UNIT
-        totals["node:__internal_head__"] = UNIT
+        if self.is_head:
+            totals["node:__internal_head__"] = UNIT
         return totals
 
     def _make_table(self) -> LeaseTable:
@@ -151,7 +167,15 @@ class NodeService:
             idle_s=config.worker_idle_s,
             start_s=config.worker_start_s,
         )
-        return LeaseTable(self.node_id, self.totals, pool, infeasible_grace_s=config.infeasible_grace_s)
+        return LeaseTable(
+            self.node_id,
+            self.totals,
+            pool,
+            view=self.view,
+            labels=self.labels,
+            first_no=0 if self.membership is None else int.from_bytes(os.urandom(4), "little") >> 1 << 32,
+            infeasible_grace_s=config.infeasible_grace_s,
+        )
 
     def _make_store(self) -> StoreAuthority:
         extents = ExtentTable(
@@ -165,15 +189,15 @@ class NodeService:
 
     def _make_public_session(self) -> dict[str, Any]:
         session = self._session
-        labels = {"ray.io/node-id": self.node_id.hex(), **(self._offer.get("labels") or {})}
         return {
             "name": session["name"],
             "dir": session["dir"],
             "temp_dir": session["temp_dir"],
             "log_dir": session["log_dir"],
             "totals": from_units(self.totals),
-            "labels": labels,
+            "labels": self.labels,
             "namespace": "",
+            "clustered": self.membership is not None,
             "segment_dir": self._segments.spec,
             "node_name": self._offer.get("node_name") or self.address,
         }
@@ -181,27 +205,38 @@ class NodeService:
     # -- start -------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Join the cluster and be ready for drivers."""
+        """Be ready for drivers, and join the cluster."""
         _raise_descriptor_limit()
         self.workers = WorkerProcesses(
             self._session["dir"],
             self.logs,
-            job_info=self._job_info,
+            job_info=self.jobs.config,
             launch=self._make_launcher,
             ended=self._worker_ended,
             lost=self._launcher_lost,
         )
-        info = {
+        if self._gcs_join is not None:
+            self._gcs_join(self.introduction())
+        else:
+            self.ask_gcs("add_node", self.introduction(), then=lambda reply: self.joined(reply.value))
+
+    def introduction(self) -> dict[str, Any]:
+        """What the GCS is to know of this node."""
+        return {
             "node_id": self.node_id,
             "endpoint": self.endpoint,
             "address": self.address,
             "hostname": socket.gethostname(),
             "node_name": self._offer.get("node_name"),
             "resources": self.totals,
-            "labels": self.public_session["labels"],
+            "labels": self.labels,
             "pid": os.getpid(),
         }
-        self.ask_gcs("add_node", info)
+
+    def joined(self, terms: dict[str, Any]) -> None:
+        """The GCS has taken this node in."""
+        if self.membership is not None:
+            self.membership.joined(terms["heartbeat_s"])
 
     def _make_launcher(self, events: WorkerProcesses) -> Launcher:
         session = self._session
@@ -234,9 +269,6 @@ class NodeService:
             entry=self._entry,
         )
 
-    def _job_info(self, job_id: bytes) -> dict[str, Any]:
-        return self.jobs.get(job_id) or {"sys_path": self._session["sys_path"], "cwd": "", "namespace": ""}
-
     # -- connections -------------------------------------------------------------------------------
 
     def on_accept(self, conn: Connection) -> Peer:
@@ -252,7 +284,9 @@ class NodeService:
         handler(self, peer, message)
 
     def send(self, worker_id: bytes, message: Message) -> None:
-        """To a process of this node; dropped if it is gone."""
+        """To a process of this node, or an owner of another; dropped if it is gone."""
+        if worker_id == self.node_id and isinstance(message, Died):  # we have asked ourselves
+            self.strangers.died(message.worker_id)
         peer = self.peers.get(worker_id)
         if peer is not None:
             peer.conn.send(pack(message))
@@ -266,100 +300,10 @@ class NodeService:
             self.table.connection_lost(peer.number, self.now())
             text = f"the worker's connection to its node was lost ({error}), but it did not end by itself"
             self.reactor.call_later(SUSPECT_S, lambda: self.workers.kill(peer.number, text))
+        elif peer.number == STRANGER:
+            self.strangers.gone(peer)
         else:
-            self.driver_gone(peer, "its connection has ended")
-
-    # -- drivers -----------------------------------------------------------------------------------
-
-    def register_driver(self, peer: Peer, message: Register) -> None:
-        """A driver: the GCS makes its job, then it is answered."""
-        hello = peer.conn.hello
-        assert hello is not None
-        said = message.job_info
-        info = {
-            "driver_worker_id": hello.worker_id,
-            "driver_pid": hello.pid,
-            "driver_start_time": hello.start_time,
-            "node_id": self.node_id,
-            "namespace": said.get("namespace"),
-            "entrypoint": said.get("entrypoint", ""),
-            "metadata": said.get("metadata") or {},
-        }
-        self.ask_gcs("add_job", info, then=lambda reply: self._job_made(peer, said, reply))
-
-    def _job_made(self, peer: Peer, said: dict[str, Any], reply: Reply) -> None:
-        hello = peer.conn.hello
-        assert hello is not None
-        if not reply.ok:
-            log.error("no job for the driver %s: %s", hello.pid, reply.value)
-            peer.conn.close()
-            return
-        job_id: bytes = reply.value["job_id"]
-        if peer.conn.closed or self.ending is not None:
-            self.ask_gcs("finish_job", job_id)
-            return
-        job = self.jobs[job_id] = {
-            "sys_path": list(said.get("sys_path") or self._session["sys_path"]),
-            "cwd": said.get("cwd") or "",
-            "namespace": reply.value["namespace"],
-            "env_vars": dict(said.get("env_vars") or {}),
-            "log_to_driver": bool(said.get("log_to_driver", self.config.log_to_driver)),
-        }
-        peer.admit(hello.worker_id, job_id, -1)
-        self.peers[hello.worker_id] = peer
-        self.drivers[job_id] = hello.worker_id
-        home = WorkerClass(job_id).with_env(job["env_vars"])
-        self.table.driver_joined(hello.worker_id, (self.node_id, hello.worker_id, hello.endpoint), home)
-        self.deaths.born(hello.worker_id)
-        peer.conn.send(pack(self._registered(job_id, {})))
-        self._watch_pid(peer, hello.pid)
-        if self.config.prestart:
-            self.do(self.table.prestart(job_id, self.table.pool.cpus, self.now()))
-        self.settle()
-
-    def _registered(self, job_id: bytes, more: dict[str, Any]) -> Registered:
-        job = self._job_info(job_id)
-        session = {**self.public_session, "namespace": job["namespace"]}
-        return Registered(self.node_id, self.address, self.endpoint, job_id, session, {**job, **more})
-
-    def _watch_pid(self, peer: Peer, pid: int) -> None:
-        """A driver's socket may be held open by a child that it forked: its pid tells the truth."""
-        try:
-            fd = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # not Linux, a sandbox, or a driver in another container
-            return
-        peer.pidfd = fd
-        self.reactor.add_reader(fd, lambda _: self.driver_gone(peer, "its process has ended"))
-
-    def _unwatch_pid(self, peer: Peer) -> None:
-        if peer.pidfd >= 0:
-            self.reactor.remove_reader(peer.pidfd)
-            os.close(peer.pidfd)
-            peer.pidfd = -1
-
-    def driver_gone(self, peer: Peer, text: str) -> None:
-        """The job ends: its workers, its objects, its waits."""
-        self._unwatch_pid(peer)
-        if self.peers.get(peer.worker_id) is not peer or self.ending is not None:
-            return
-        del self.peers[peer.worker_id]
-        self.drivers.pop(peer.job_id, None)
-        peer.conn.close()
-        self.logs.driver_gone(peer.job_id)
-        now = self.now()
-        self.do(self.table.owner_gone(peer.worker_id, now))
-        self.do(self.table.job_gone(peer.job_id, now))
-        self.store.process_died(peer.worker_id, now)
-        cause = {"text": f"the driver is gone: {text}", "expected": True}
-        self.do(self.deaths.died(peer.worker_id, cause))
-        self._gcs_send(Died(peer.worker_id, -1, -1, -1, cause))
-        self.reactor.call_later(self.config.shutdown_grace_s, lambda: self._kill_rest_of(peer.job_id))
-        self.settle()
-
-    def _kill_rest_of(self, job_id: bytes) -> None:
-        for worker in list(self.table.pool.workers.values()):
-            if worker.worker_class.job_id == job_id and worker.state == LEAVING:
-                self.workers.kill(worker.number)
+            self.jobs.driver_gone(peer, "its connection has ended")
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -374,9 +318,15 @@ class NodeService:
         self.peers[worker.worker_id] = peer
         self.workers.registered(worker.number, hello.pid)
         self.deaths.born(worker.worker_id)
-        peer.conn.send(pack(self._registered(job_id, {"env_vars": dict(worker.worker_class.env_vars)})))
+        peer.conn.send(pack(self.registered(job_id, {"env_vars": dict(worker.worker_class.env_vars)})))
         address = (self.node_id, worker.worker_id, hello.endpoint)
         self.do(self.table.registered(worker.number, address, self.now()))
+
+    def registered(self, job_id: bytes, more: dict[str, Any]) -> Registered:
+        """The answer to a process of that job: where it is, and what it has to know."""
+        job = self.jobs.config(job_id)
+        session = {**self.public_session, "namespace": job["namespace"]}
+        return Registered(self.node_id, self.address, self.gcs_endpoint, job_id, session, {**job, **more})
 
     def _worker_ended(self, number: int, cause: dict[str, Any], running: tuple[int, int, int]) -> None:
         cause["node"] = f"{self.public_session['node_name']} ({self.node_id.hex()[:8]})"
@@ -394,14 +344,14 @@ class NodeService:
             peer = self.peers.pop(worker.worker_id, None)
             if peer is not None:
                 peer.conn.close()
-                _remove_socket(peer)
+                peer.remove_socket()
             self.store.process_died(worker.worker_id, now)
             self.do(self.deaths.died(worker.worker_id, cause, running[1:], told=owner))
             self._gcs_send(Died(worker.worker_id, -1, -1, -1, cause))
         self.settle()
 
     def _launcher_lost(self, reason: str) -> None:
-        for job_id in self.drivers:
+        for job_id in self.jobs.drivers:
             self._warn(job_id, f"the session ends: {reason}")
         self._end_session(reason)
 
@@ -421,22 +371,19 @@ class NodeService:
         """Orders and answers of the GCS."""
         if isinstance(message, Reply):
             self._requests.pop(message.request_id)(message)
-        elif self.ending is not None:
-            return
-        elif isinstance(message, StartActor):
-            self.do(self.table.start_actor(message, self.now()))
-        elif isinstance(message, StopActor):
-            effects = self.table.stop_actor(
-                message.actor_id,
-                message.incarnation,
-                self.now(),
-                graceful=message.graceful,
-                reason=message.reason,
-            )
-            self.do(effects)
-        else:
-            raise TypeError(f"the GCS sends no {type(message).__name__} to a node")
+        elif self.ending is None:
+            obey = ORDERS.get(type(message))
+            if obey is None:
+                raise TypeError(f"the GCS sends no {type(message).__name__} to a node")
+            obey(self, message)
         self.settle()
+
+    def watch(self, watcher: bytes, question: Watch) -> None:
+        """``watcher`` (a process of this node, or the node itself) wants to hear of a process's end."""
+        if question.node_id in (b"", self.node_id):
+            self.do(self.deaths.watch(watcher, question.worker_id))
+        elif self.deaths.watch_elsewhere(watcher, question.worker_id):
+            self._gcs_send(question)
 
     def available(self) -> dict[str, int]:
         """What is free now, in wire units."""
@@ -478,8 +425,8 @@ class NodeService:
         self._deliver_lines(job_id, LogLines(os.getpid(), "minray", True, text.splitlines()))
 
     def _deliver_lines(self, job_id: bytes, message: LogLines) -> bool:
-        peer = self.peers.get(self.drivers.get(job_id, b""))
-        if peer is None or not self.jobs[job_id]["log_to_driver"]:
+        peer = self.peers.get(self.jobs.drivers.get(job_id, b""))
+        if peer is None or not self.jobs.config(job_id)["log_to_driver"]:
             return False
         peer.conn.send(pack(message))
         return True
@@ -489,7 +436,11 @@ class NodeService:
         if self.config.debug and self.ending is None:
             self.table.check_invariants()
             self.deaths.check_invariants()
-        moments = [m for m in (self.table.next_deadline(), self.store.next_deadline()) if m is not None]
+        if self.membership is not None:
+            self.membership.look()
+        table, store = self.table, self.store
+        deadlines = (table.next_deadline(), store.next_deadline(), table.actors.next_deadline())
+        moments = [m for m in deadlines if m is not None]
         due = min(moments, default=None) if self.ending is None else None
         if due == self._timer_at:
             return
@@ -505,6 +456,7 @@ class NodeService:
         if self.ending is None:
             now = self.now()
             self.do(self.table.tick(now))
+            self.do(self.table.actors.tick(now))
             self.store.tick(now)
             self.settle()
 
@@ -514,8 +466,7 @@ class NodeService:
         """End all processes, remove segments and folder, then call ``done``. Returns at once."""
         if self.ending is None:
             self.ending = Ending(self, self._session["dir"], done)
-            for worker_id in self.drivers.values():
-                self._unwatch_pid(self.peers[worker_id])
+            self.jobs.let_go()
             self.settle()
             self.ending.begin(reason)
 
@@ -542,16 +493,6 @@ def _without_malloc(environ: dict[str, str]) -> dict[str, str | None]:
 def _log_failure(reply: Reply) -> None:
     if not reply.ok:
         log.error("the GCS refused a request of this node: %s", reply.value)
-
-
-def _remove_socket(peer: Peer) -> None:
-    """A worker that was killed leaves its listening socket's file."""
-    hello = peer.conn.hello
-    if hello is not None and hello.endpoint.startswith("unix:"):
-        try:
-            os.unlink(hello.endpoint[len("unix:") :])
-        except OSError:  # it did so itself
-            pass
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,12 +7,18 @@ covers the whole object, or, after a Narrow, some ranges of it.
 An object can have more than one *copy* (a retried task wrote it again). A pin whose hint names one of them
 settles which one counts; the others go as soon as nobody reads.
 
+An object of another node that this node has pulled is a *guest*: nothing is lost when it goes, so it goes when
+memory is needed, the least recently read first.
+
 Invariants (``check_invariants``): a pin count is at least 1; ``pinned_by`` mirrors the objects' pins; an
-object that is being freed has pins, and what remains of it is within what these pins cover.
+object that is being freed has pins, and what remains of it is within what these pins cover; ``_guests`` are the
+objects that are guests.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from minray.store.ranges import Range, intersect, subtract, union
@@ -32,6 +38,9 @@ class SharedObject:
     freeing: bool = False  # nobody references it any more; it waits for its readers
     remaining: list[Range] | None = None  # of a narrowed object that is being freed
     chosen: Copy | None = None  # the copy that a reader's hint named last
+    guest: bool = False  # pulled from another node
+    fading: bool = False  # a guest that is to go as soon as nobody reads it
+    lent: bool = False  # other nodes have asked for it: they are to hear when it is freed
 
     def covered(self) -> list[Range]:
         """What the pins cover, relative to the object."""
@@ -54,6 +63,7 @@ class Catalog:
         self._pinned_by: dict[bytes, dict[bytes, None]] = {}  # worker_id → its pinned objects
         self._owned_by: dict[bytes, dict[bytes, None]] = {}
         self._adopted: dict[bytes, None] = {}  # those without a known owner
+        self._guests: OrderedDict[bytes, None] = OrderedDict()  # the least recently read first
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -70,6 +80,9 @@ class Catalog:
             known = self.objects[object_id] = SharedObject(object_id, None, [])
         known.copies.append(copy)
         known.chosen = None  # the new one may be what its owner knows
+        if known.guest:
+            known.guest = known.fading = False  # made here, too: it counts from now on
+            del self._guests[object_id]
         self.bytes += copy[2]
         if known.owner is None and owner is not None:
             known.owner = owner
@@ -79,8 +92,24 @@ class Catalog:
             self._adopted[object_id] = None
         return known
 
+    def add_guest(self, object_id: bytes, copy: Copy) -> SharedObject:
+        """An object of another node, new here."""
+        known = self.add(object_id, None, copy)
+        known.guest = True
+        self._guests[object_id] = None
+        return known
+
+    def evictable(self) -> Iterator[SharedObject]:
+        """Guests that nobody reads, the least recently read first."""
+        for object_id in list(self._guests):
+            known = self.objects[object_id]
+            if not known.pins:
+                yield known
+
     def pin(self, known: SharedObject, process: bytes) -> None:
         """One more pin of ``process``; it covers everything again."""
+        if known.guest:
+            self._guests.move_to_end(known.object_id)
         known.pins[process] = known.pins.get(process, 0) + 1
         self._pinned_by.setdefault(process, {})[known.object_id] = None
         if known.narrowed is not None:
@@ -106,7 +135,7 @@ class Catalog:
     def release(self, known: SharedObject) -> list[Copy]:
         """Ranges of an object that is being freed which nobody reads any more; the last ones end it."""
         if not known.pins:
-            return self._end(known)
+            return self.end(known)
         if len(known.copies) > 1 or known.narrowed is None:
             return []
         segment_id, offset, length = known.copies[0]
@@ -140,8 +169,10 @@ class Catalog:
         if not mine:
             del self._pinned_by[process]
 
-    def _end(self, known: SharedObject) -> list[Copy]:
+    def end(self, known: SharedObject) -> list[Copy]:
+        """It is here no more; the ranges that it had."""
         del self.objects[known.object_id]
+        self._guests.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in known.copies)
         self._adopted.pop(known.object_id, None)
         if known.owner is not None:
@@ -174,4 +205,5 @@ class Catalog:
         assert set(self._adopted) == {o for o, known in self.objects.items() if known.owner is None}
         assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
         assert {p: set(objects) for p, objects in self._owned_by.items()} == owned
+        assert set(self._guests) == {o for o, known in self.objects.items() if known.guest}
         assert self.bytes == sum(copy[2] for known in self.objects.values() for copy in known.copies)

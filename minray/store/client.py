@@ -24,12 +24,23 @@ from typing import Any
 from minray.store.errors import StoreFull, StoreWouldBlock
 from minray.store.holds import Entry
 from minray.store.ledger import IDLE_S, ClientLedger
+from minray.store.mapping import SegmentMap
 from minray.store.waiting import Acquisition, Held, Pending, release_all
 from minray.wire.messages import ExtentRequest, Free, Location, Pin, Sealed
 
-__all__ = ["IDLE_S", "Chunks", "StoreClient"]
+__all__ = ["IDLE_S", "Chunks", "Room", "StoreClient"]
 
 Chunks = Sequence[tuple[int, Any]]  # (offset in the object, contiguous buffer)
+
+
+class Room:
+    """Space for one object, to be filled through ``map``; ends by ``StoreClient.fill`` or ``.cancel``."""
+
+    __slots__ = ("map", "offset", "segment_id", "size")
+
+    def __init__(self, segment_id: int, offset: int, size: int, segment: SegmentMap) -> None:
+        self.segment_id, self.offset, self.size = segment_id, offset, size
+        self.map = segment
 
 
 class StoreClient(ClientLedger):
@@ -132,6 +143,46 @@ class StoreClient(ClientLedger):
                 segment_id, offset = pending.answer
                 self._arena.free(segment_id, offset, pending.size, self._clock())
 
+    def reserve(self, size: int, done: Callable[[Room | None, Exception | None], None]) -> None:
+        """Room for an object whose bytes are still to come. Never waits: ``done(room, None)``, or
+        ``done(None, error)``, runs at once or on the reactor's thread. For the node's own copies."""
+
+        def answered(pending: Pending) -> None:
+            found = pending.answer
+            with self._lock:
+                if found is None and isinstance(pending.error, StoreFull):
+                    found = self._arena.allocate(size, self._clock(), anywhere=True)
+                room = None if found is None else Room(*found, size, self._maps[found[0]])
+            done(room, None if room is not None else pending.error)
+
+        pending = Pending(answered, size=size)
+        with self._lock:
+            self._check_open()
+            self._drain_locked()
+            pending.answer = self._arena.allocate(size, self._clock())
+            at_once = pending.answer is not None
+            if not at_once:
+                self._outbox.append(ExtentRequest(self._ask(pending), max(size, 1)))
+        self._flush()
+        if at_once:
+            answered(pending)
+
+    def fill(self, room: Room, object_id: bytes, owner: bytes) -> Location:
+        """All of it is there: report it."""
+        location = (self._node_id, room.segment_id, room.offset, room.size)
+        with self._lock:
+            entry = Entry(b"", location[1:], room.map, mine=True)
+            self._written[room.segment_id, room.offset] = entry
+        self.report([(object_id, location)], owner)
+        return location
+
+    def cancel(self, room: Room) -> None:
+        """It will not be filled. Nobody may write there any more."""
+        with self._lock:
+            self._arena.free(room.segment_id, room.offset, room.size, self._clock())
+        if self._pending:
+            self._serve_waiting()
+
     def report(self, objects: Iterable[tuple[bytes, Location]], owner: bytes | None = None) -> None:
         """Tell the node about objects that this process wrote, before anybody else hears of them.
 
@@ -153,7 +204,11 @@ class StoreClient(ClientLedger):
 
     def free(self, objects: Iterable[tuple[bytes, Location]]) -> None:
         """Their owner, this process, dropped the last reference to these objects, wherever they are."""
-        told = [(i, *location[1:]) for i, location in objects if not self.free_own(location)]
+        told: list[Any] = [
+            (i, *location[1:]) if location[0] == self._node_id else (i, *location[1:], location[0])
+            for i, location in objects
+            if not self.free_own(location)
+        ]
         if told:
             with self._lock:
                 self._outbox.append(Free(told))

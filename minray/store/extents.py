@@ -19,14 +19,21 @@
 may come before the Sealed of a living writer: it waits for it. What a dead writer had written and not
 reported is adopted when somebody pins it.
 
+Where there are other nodes (``others``), a Pin may name an object of theirs. The table asks for it once, however
+many wait, and the answer follows when the node's own client (whose id is the node's) has written a copy, a
+*guest*, or when ``pull_failed`` says why not. Guests go when memory is needed (``evict``). The effects of this:
+``("pull", object_id, location)``, ``("unpull", object_id)``: nobody waits any more; ``("freed", object_id)``: others
+have a copy; ``("free_at", node_id, (object_id, …))``: for another node; ``("evicted", object_id)``.
+
 Invariants (``check_invariants``): reserved bytes never exceed the capacity; no two live objects overlap;
 nothing is given back while pinned; a segment without a writer goes once it is empty; every request is
-answered by its deadline.
+answered by its deadline, unless it waits for a pull; a pull that was asked for and has not ended has waiters.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +99,8 @@ class _PinRequest:
     worker: bytes
     request_id: int
     answers: list[Any]
-    missing: dict[int, tuple[bytes, Location]]  # position → what its writer has not reported yet
-    deadline: float
+    missing: dict[int, tuple[bytes, Location]]  # position → what its writer has not reported, or is pulled
+    deadline: float | None  # None: it waits for pulls only
 
 
 class ExtentTable:
@@ -107,11 +114,13 @@ class ExtentTable:
         prefix: str,
         extent_size: int = 64 * MIB,
         grace_s: float = 10.0,
+        others: bool = False,
     ) -> None:
         if capacity <= 0:
             raise ValueError(f"the capacity of a store is at least one byte, got {capacity}")
         segment_name(prefix, 0xFFFFFFFF)  # a prefix that is too long is an error here, not later
         self.capacity = capacity
+        self.others = others  # there may be other nodes to pull from
         self._node_id = node_id
         self._prefix = prefix
         self._grace_s = grace_s
@@ -119,6 +128,7 @@ class ExtentTable:
         self._catalog = Catalog()
         self._requests: deque[_Request] = deque()
         self._pin_requests: list[_PinRequest] = []
+        self._pulling: dict[bytes, None] = {}
         self._early_frees: dict[bytes, int] = {}  # freed before its Sealed came: object → segment
         self._freed: OrderedDict[bytes, None] = OrderedDict()
         self._dead: OrderedDict[bytes, None] = OrderedDict()
@@ -147,6 +157,7 @@ class ExtentTable:
             for object_id in [o for o, s in self._early_frees.items() if s == segment.segment_id]:
                 del self._early_frees[object_id]
         self._retry_pins(now)  # what it had not reported is adopted now
+        self._drop_pulls()
         for known in pinned:
             self._settle(known)
         for known in owned:
@@ -170,17 +181,17 @@ class ExtentTable:
         for request in [r for r in self._requests if r.deadline <= now]:
             self._requests.remove(request)
             self._refuse(request, now)
-        for waiting in [w for w in self._pin_requests if w.deadline <= now]:
-            for position, (object_id, _) in waiting.missing.items():
-                waiting.answers[position] = ("gone", f"{object_id.hex()} was never reported by its writer")
-            waiting.missing.clear()
-            self._answer_pins(waiting)
+        for waiting in [w for w in self._pin_requests if w.deadline is not None and w.deadline <= now]:
+            late = {o for o, _ in waiting.missing.values() if o not in self._pulling}
+            self._give_up(waiting, late, lambda o: ("gone", f"{o.hex()} was never reported by its writer"))
+            waiting.deadline = None
         self._pin_requests = [w for w in self._pin_requests if w.missing]
         return self._done(now)
 
     def next_deadline(self) -> float | None:
         """When ``tick`` has something to do; None if nothing is waiting."""
-        moments = [r.deadline for r in self._requests] + [w.deadline for w in self._pin_requests]
+        moments = [r.deadline for r in self._requests]
+        moments += [w.deadline for w in self._pin_requests if w.deadline is not None]
         if self._requests and self._book.writers():
             moments.append(self._next_trim)
         moments.extend(self._book.grace_ends())
@@ -263,10 +274,15 @@ class ExtentTable:
             segment = self._book.writable_by(worker, segment_id)
             segment.occupy(object_id, offset, length)
             known = self._catalog.get(object_id)
+            if worker == self._node_id:
+                self._on_guest(known, object_id, (segment_id, offset, length), now)
+                continue
             if known is not None and known.freeing:
                 self._early_frees.pop(object_id, None)
                 self._give_back([(segment_id, offset, length)])
                 continue
+            if self._pulling.pop(object_id, 0) is None:  # it was made once more, here
+                self._effects.append(("unpull", object_id))
             known = self._catalog.add(object_id, owner, (segment_id, offset, length))
             self._freed.pop(object_id, None)
             if object_id in self._early_frees or owner in self._dead:
@@ -277,7 +293,11 @@ class ExtentTable:
             self._retry_pins(now)
 
     def _on_free(self, worker: bytes, message: Free, now: float) -> None:
-        for object_id, segment_id, offset, length in message.objects:
+        for object_id, segment_id, offset, length, *elsewhere in message.objects:
+            if elsewhere and elsewhere[0] != self._node_id:
+                self._effects.append(("free_at", elsewhere[0], (object_id, segment_id, offset, length)))
+                self._forget(object_id)
+                continue
             known = self._catalog.get(object_id)
             reported = known is not None and (segment_id, offset, length) in known.copies
             before = known is None and object_id in self._freed
@@ -290,6 +310,8 @@ class ExtentTable:
         if not known.freeing:
             known.freeing = True
             _remember(self._freed, known.object_id)
+            if known.lent:
+                self._effects.append(("freed", known.object_id))
         self._settle(known)
 
     def _settle(self, known: SharedObject) -> None:
@@ -297,6 +319,8 @@ class ExtentTable:
         if known.freeing:
             if known.object_id in self._catalog.objects:
                 self._give_back(self._catalog.release(known))
+        elif known.fading and not known.pins:
+            self._evict(known)
         elif not known.pins and len(known.copies) > 1 and known.chosen is not None:
             self._give_back(self._catalog.drop_other_copies(known, known.chosen))
 
@@ -341,6 +365,11 @@ class ExtentTable:
         known = self._catalog.get(object_id)
         if known is None:
             segment = self._book.segments.get(segment_id)
+            if node_id != self._node_id and self.others and worker != self._node_id:
+                if object_id not in self._pulling:
+                    self._pulling[object_id] = None
+                    self._effects.append(("pull", object_id, hint))
+                return None
             if object_id in self._freed:
                 return ("gone", "its owner freed it")
             if node_id != self._node_id or segment is None:
@@ -380,6 +409,103 @@ class ExtentTable:
                 raise ProtocolError(f"{worker.hex()} narrowed {object_id.hex()}, on which it has no pin")
             self._catalog.narrow(known, worker, [(start, end) for start, end in ranges])
             self._settle(known)
+
+    # --- guests: copies of objects of other nodes ---------------------------------------------------
+
+    def knows(self, object_id: bytes) -> bool:
+        """Whether it is here, and not being freed."""
+        known = self._catalog.get(object_id)
+        return known is not None and not known.freeing
+
+    def lend(self, object_id: bytes) -> None:
+        """Another node asks for it: from now on "freed" will say when it is."""
+        known = self._catalog.get(object_id)
+        if known is not None:
+            known.lent = True
+
+    def pull_failed(self, object_id: bytes, reason: str, kind: str, now: float) -> list[Effect]:
+        """A copy cannot be had. ``kind``: see ``store.holds.Gone``."""
+        self._pulling.pop(object_id, None)
+        self._give_up_all(object_id, ("gone", reason, kind))
+        return self._done(now)
+
+    def forget(self, object_id: bytes, now: float) -> list[Effect]:
+        """The node that it came from says that its owner has freed it."""
+        self._forget(object_id)
+        return self._done(now)
+
+    def fade(self, object_id: bytes, now: float) -> list[Effect]:
+        """Nobody will tell us when this guest is freed: it goes as soon as nobody reads it."""
+        known = self._catalog.get(object_id)
+        if known is not None and known.guest:
+            known.fading = True
+            self._settle(known)
+        return self._done(now)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for memory."""
+        return bool(self._requests)
+
+    def evict(self, now: float) -> list[Effect]:
+        """Let guests go that nobody reads, as many as whoever waits for memory needs; [] if there are none."""
+        short = sum(self._book.least(request.size) for request in self._requests) - self._book.available
+        victims: list[SharedObject] = []
+        for known in self._catalog.evictable():
+            if short <= 0:
+                break
+            victims.append(known)
+            short -= known.copies[0][2]
+        for known in victims:
+            self._evict(known)
+        return self._done(now) if victims else []
+
+    def _evict(self, known: SharedObject) -> None:
+        self._effects.append(("evicted", known.object_id))
+        self._give_back(self._catalog.end(known))
+
+    def _forget(self, object_id: bytes) -> None:
+        """It was freed where it comes from."""
+        known = self._catalog.get(object_id)
+        if known is not None:
+            self._begin_free(known)
+            return
+        if object_id in self._pulling:
+            del self._pulling[object_id]
+            self._effects.append(("unpull", object_id))
+            self._give_up_all(object_id, ("gone", "its owner freed it"))
+
+    def _on_guest(self, known: SharedObject | None, object_id: bytes, copy: Copy, now: float) -> None:
+        """The node's own client has written what was pulled."""
+        self._pulling.pop(object_id, None)
+        if known is not None:  # made here meanwhile
+            self._give_back([copy])
+        else:
+            self._catalog.add_guest(object_id, copy)
+        self._retry_pins(now, object_id)
+
+    def _give_up_all(self, object_id: bytes, answer: tuple[Any, ...]) -> None:
+        for waiting in self._pin_requests:
+            self._give_up(waiting, {object_id}, lambda _: answer)
+        self._pin_requests = [w for w in self._pin_requests if w.missing]
+
+    def _give_up(
+        self, waiting: _PinRequest, objects: set[bytes], answer: Callable[[bytes], tuple[Any, ...]]
+    ) -> None:
+        """These will not come; answers the request if that was all it has waited for."""
+        positions = [p for p, (object_id, _) in waiting.missing.items() if object_id in objects]
+        for position in positions:
+            waiting.answers[position] = answer(waiting.missing.pop(position)[0])
+        if positions and not waiting.missing:
+            self._answer_pins(waiting)
+
+    def _drop_pulls(self) -> None:
+        """Some who waited are gone."""
+        if self._pulling:
+            wanted = {object_id for w in self._pin_requests for object_id, _ in w.missing.values()}
+            for object_id in [o for o in self._pulling if o not in wanted]:
+                del self._pulling[object_id]
+                self._effects.append(("unpull", object_id))
 
     # --- the end of every step --------------------------------------------------------------------
 
@@ -432,6 +558,8 @@ class ExtentTable:
             assert sorted(expected.pop(segment_id, [])) == segment.occupied(), f"segment {segment_id}"
         assert not expected, f"objects in segments that are gone: {expected}"
         assert all(waiting.missing for waiting in self._pin_requests)
+        wanted = {object_id for w in self._pin_requests for object_id, _ in w.missing.values()}
+        assert set(self._pulling) <= wanted, "a pull for nobody"
         assert not self._effects and not self._returned
 
 

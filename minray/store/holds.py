@@ -19,15 +19,20 @@ Also = Callable[["Entry", "list[rg.Range]"], None]
 
 
 class Gone:
-    """What ``acquire`` gives for an object that is not here (any more)."""
+    """What ``acquire`` gives for an object that is not here (any more).
 
-    __slots__ = ("reason",)
+    ``kind``: "freed" (its owner, or the end of that, has freed it; or it never came to be), "lost" (of another
+    node, and no copy can be reached: perhaps it can be made again), "full" (there is no room here for a copy).
+    """
 
-    def __init__(self, reason: str) -> None:
+    __slots__ = ("kind", "reason")
+
+    def __init__(self, reason: str, kind: str = "freed") -> None:
         self.reason = reason
+        self.kind = kind
 
     def __repr__(self) -> str:
-        return f"Gone({self.reason!r})"
+        return f"Gone({self.reason!r}, {self.kind!r})"
 
 
 class Entry:

@@ -301,7 +301,7 @@ class ClientLedger:
         if asking:
             self._asking[object_id] = asking
         if answer[0] == "gone":
-            return Gone(answer[1])
+            return Gone(*answer[1:])
         _, name, size, (_, segment_id, offset, length) = answer
         entry = self._pinned.get(object_id)
         if entry is None or (entry.segment_id, entry.offset) != (segment_id, offset):

@@ -26,10 +26,12 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 ALIGN = 64  # of objects and of buffers in them: a cache line, and what vector units like
 _STEP = 64 << 20  # copy under the GIL, populate and pwrite in such pieces: other threads get a turn
+_RECEIVE = 1 << 20  # what one ``receive`` asks for at most
 _BIG = 1 << 20  # below this, releasing the GIL for a copy is not worth an array object
 _PAGE = mmap.PAGESIZE
 _MADV_POPULATE_WRITE = 23  # mmap has no name for it yet
@@ -95,6 +97,30 @@ class SegmentMap:
             if at <= self._written:
                 self._written = max(self._written, min(aligned(end), self.size))
         return length
+
+    def receive(self, offset: int, length: int, read: Callable[[memoryview], int], scratch: memoryview) -> int:
+        """Let ``read`` (a socket's recv_into) put some of these bytes here; returns how many, 0 at its end.
+
+        Where no page may exist it reads into ``scratch``, which goes through the descriptor. Raises what ``read``
+        raises, and OSError (ENOSPC) when the system has no memory.
+        """
+        if offset < 0 or offset + length > self.size:
+            raise ValueError(f"{offset}+{length} lies outside of {self!r}")
+        length = min(length, _RECEIVE)
+        if offset >= self._written:
+            count = read(scratch[:length])
+            self._write_through(offset, scratch[:count])
+            if offset <= self._written:
+                self._written = max(self._written, min(aligned(offset + count), self.size))
+            return count
+        if offset >= self._touched:
+            length = min(length, self._written - offset)
+            self._populate(offset, length)
+            if offset <= self._touched:
+                self._touched = max(self._touched, offset + length)
+        else:
+            length = min(length, self._touched - offset)
+        return read(self._view[offset : offset + length])
 
     def _copy(self, offset: int, source: memoryview) -> None:
         length = source.nbytes

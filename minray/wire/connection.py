@@ -115,6 +115,16 @@ class Connection:
                 raise self._too_long(len(part))
         self._writer.queue(b"".join(parts))
 
+    def send_frame(self, frame: bytes) -> None:
+        """Like ``send`` for what ``codec.encode_framed`` has made already: one encoding for many peers."""
+        if not self.closed:
+            self._writer.queue(frame)
+
+    def limit_silence(self, seconds: float) -> None:
+        """Lose a peer behind a network that acknowledges nothing for so long (see transports)."""
+        if self._sock is not None:
+            transports.limit_silence(self._sock, seconds)
+
     def close(self) -> None:
         """End the connection. ``on_close`` follows, on the leader's thread."""
         if not self.closed:

@@ -109,14 +109,15 @@ class Reactor:
     # --- connections (any thread)
 
     def listen(self, endpoint_request: str, on_accept: Callable[[Connection], Handler]) -> str:
-        """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0"; returns the real endpoint.
+        """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0", or at both; returns the real endpoint.
 
         ``on_accept`` is called after authentication and Hello, with ``conn.hello`` set, and returns the
         connection's handler. Raises EndpointError, OSError, ReactorClosed."""
         self._check_open()
         if not self._token and not transports.is_loopback(endpoint_request):
             raise transports.EndpointError(f"refusing to listen on {endpoint_request!r} without a token")
-        return self._add_listener(transports.make_listener(endpoint_request)[0], on_accept)
+        socks = transports.make_listeners(endpoint_request)
+        return " ".join(self._add_listener(sock, on_accept) for sock in socks)
 
     def listen_socket(self, sock: socket.socket, on_accept: Callable[[Connection], Handler]) -> str:
         """The same with a socket that listens already (inherited from a parent)."""
@@ -126,7 +127,8 @@ class Reactor:
 
     def unlisten(self, endpoint: str) -> None:
         """Accept no more there. Connections stay."""
-        for listener in [one for one in self._listeners if one.endpoint == endpoint]:
+        parts = transports.alternatives(endpoint)
+        for listener in [one for one in self._listeners if one.endpoint in parts]:
             self._listeners.remove(listener)
             listener.stop()
             self._ending.append(listener)
@@ -140,7 +142,7 @@ class Reactor:
         """Begin to connect and return at once: what is sent before the handshake ends is queued; failure
         comes to ``handler.on_close``. Raises EndpointError for what is no endpoint, ReactorClosed."""
         self._check_open()
-        transports.split_endpoint(endpoint)
+        transports.split_endpoint(transports.nearest(endpoint, same_machine=True))
         conn = self._make(handler, endpoint)
         try:
             conn.open_dialling(ClientHandshake(self._token), hello)

@@ -4,6 +4,10 @@ An endpoint is a string: ``unix:/path``, ``tcp:host:port`` (IPv6 as ``tcp:[::1]:
 request to listen may leave the choice to the kernel (``tcp:127.0.0.1:0``); the real endpoint comes back with
 the listener.
 
+A process that listens at two places has both in one string, the nearest first, a blank between:
+``unix:/path tcp:host:port``. That whole string is what is sent and stored; who dials takes ``nearest`` of it
+(``dial`` itself: the first), and a request to listen may have two parts as well.
+
 ``mem`` is for tests and for one-process setups: socket pairs handed over inside this process by a
 ``MemoryNetwork``, so that everything above works on them unchanged and nothing touches the file system.
 
@@ -28,6 +32,7 @@ from minray.wire.errors import ConnectionLost, WireError
 BACKLOG = 1024
 UNIX_PATH_MAX = 100  # the kernel's bound is 107 (103 on macOS); keep clear of both
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+_BOUNDARY = re.compile(r" (?=(?:unix|tcp|mem):)")
 _LOOPBACK_V4 = re.compile(r"127(\.\d{1,3}){3}")
 
 
@@ -51,6 +56,22 @@ def split_endpoint(endpoint: str) -> tuple[str, str]:
     return kind, rest
 
 
+def alternatives(endpoint: str) -> list[str]:
+    """The places at which one process listens, nearest first. (A path may have blanks, too.)"""
+    return _BOUNDARY.split(endpoint)
+
+
+def nearest(endpoint: str, same_machine: bool) -> str:
+    """The part of an endpoint to dial: the first one on the machine of its listener, elsewhere the first
+    that a network carries, if there is one."""
+    parts = alternatives(endpoint)
+    if not same_machine:
+        for part in parts:
+            if part.startswith("tcp:"):
+                return part
+    return parts[0]
+
+
 def split_tcp(rest: str) -> tuple[str, int]:
     """Host and port of the part behind ``tcp:``. Raises EndpointError."""
     host, colon, port = rest.rpartition(":")
@@ -61,11 +82,13 @@ def split_tcp(rest: str) -> tuple[str, int]:
 
 def is_loopback(endpoint: str) -> bool:
     """Whether nobody outside this machine can reach a listener there."""
-    kind, rest = split_endpoint(endpoint)
-    if kind != "tcp":
-        return True
-    host = split_tcp(rest)[0]
-    return host in ("localhost", "::1") or _LOOPBACK_V4.fullmatch(host) is not None
+    for part in alternatives(endpoint):
+        kind, rest = split_endpoint(part)
+        if kind == "tcp":
+            host = split_tcp(rest)[0]
+            if host not in ("localhost", "::1") and _LOOPBACK_V4.fullmatch(host) is None:
+                return False
+    return True
 
 
 class MemoryNetwork:
@@ -172,6 +195,18 @@ def make_listener(request: str) -> tuple[ListeningSocket, str]:
     return sock, endpoint_of(sock)
 
 
+def make_listeners(request: str) -> list[ListeningSocket]:
+    """The same for a request of several parts: all of them or none."""
+    socks: list[ListeningSocket] = []
+    try:
+        socks.extend(make_listener(part)[0] for part in alternatives(request))
+    except BaseException:
+        for sock in socks:
+            sock.close()
+        raise
+    return socks
+
+
 def endpoint_of(sock: ListeningSocket) -> str:
     """The endpoint at which a listening socket can be dialled."""
     if isinstance(sock, MemoryListener):
@@ -184,8 +219,9 @@ def endpoint_of(sock: ListeningSocket) -> str:
 
 
 def dial(endpoint: str) -> Dialled:
-    """Begin to connect. Raises EndpointError, or ConnectionLost if nobody is there for sure."""
-    kind, rest = split_endpoint(endpoint)
+    """Begin to connect, to the first of several alternatives. Raises EndpointError, or ConnectionLost if nobody
+    is there for sure."""
+    kind, rest = split_endpoint(nearest(endpoint, same_machine=True))
     sock: socket.socket | None = None
     try:
         if kind == "mem":
@@ -220,6 +256,23 @@ def unreachable(endpoint: str, reason: str) -> ConnectionLost:
 def _connect(sock: socket.socket, address: str | tuple[str, int]) -> int:
     prepare(sock)
     return sock.connect_ex(address)
+
+
+def limit_silence(sock: socket.socket, seconds: float) -> None:
+    """Let the kernel end a TCP connection whose peer has acknowledged nothing for so long: a machine that was
+    cut off or lost its power says no goodbye. No effect on other sockets, or where the system has no such
+    option."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    probe = max(1, round(seconds / 4))
+    options = {"TCP_USER_TIMEOUT": round(seconds * 1000), "TCP_KEEPIDLE": probe, "TCP_KEEPALIVE": probe}
+    options |= {"TCP_KEEPINTVL": probe, "TCP_KEEPCNT": 4}
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if hasattr(socket, name):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def prepare(sock: socket.socket) -> None:

@@ -75,7 +75,7 @@ class ActorCalls:
         self.effects = effects
         self.actors: dict[bytes, ActorClient] = {}
         self.tasks: dict[int, Task] = {}
-        self.dirty: set[ActorClient] = set()  # have calls to send that were left for a batch
+        self.dirty: dict[ActorClient, None] = {}  # have calls to send that were left for a batch
         self._finish = finish
         self._doubts: dict[int, tuple[ActorClient, bytes]] = {}  # timer → actor, and the worker we lost
         self._last_doubt = 0
@@ -106,13 +106,13 @@ class ActorCalls:
         if not actor.inflight or len(actor.queue) >= BATCH:
             self.pump(actor)
             return False
-        self.dirty.add(actor)
+        self.dirty[actor] = None
         return True
 
     def flush(self) -> None:
         """Send what was left for a batch."""
         while self.dirty:
-            self.pump(self.dirty.pop())
+            self.pump(self.dirty.popitem()[0])
 
     def pump(self, actor: ActorClient) -> None:
         """Send the calls at the head of the queue that have all their arguments."""

@@ -28,7 +28,7 @@ from minray.wire.messages import ActorStarted, Address, Cancel, CreateActor, Str
 from minray.wire.reactor import Waiter
 from minray.worker.calling import Caller, Outbox
 from minray.worker.contract import CALL_METHOD, READY_METHOD, SHUTDOWN_HOOK, TERMINATE_METHOD
-from minray.worker.executor import announce_name
+from minray.worker.executor import announce_name, flush_stdio
 from minray.worker.functions import loads_function
 from minray.worker.running import RUNNING, Running
 from minray.worker.tasks import END, ERROR, STREAMING
@@ -212,6 +212,7 @@ class ActorExecutor:
             status, value = self.caller.failure(running, error)
         args = kwargs = None  # type: ignore[assignment]
         RUNNING.reset(token)
+        flush_stdio()
         if running.cancelled and self.exiting is None:
             status, value = ERROR, ("cancelled", self.caller.name(running))
         with self.rt.lock:
@@ -486,6 +487,7 @@ class _AsyncioMode(_Mode):
 
     def _flush(self) -> None:
         self._flush_due = False
+        flush_stdio()
         self.actor.flush()
 
     def run(self) -> None:

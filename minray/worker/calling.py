@@ -35,6 +35,7 @@ class Outbox:
         self._rt = rt
         self._waiting: dict[bytes, tuple[Address, list[Result]]] = {}
         self._since = 0.0
+        rt.before_releases = self.flush
 
     def add(self, owner: Address, result: Result) -> None:
         """One more; sent by ``flush``."""
@@ -86,6 +87,9 @@ class Caller:
                     args[where] = decoded
                 else:
                     kwargs[where] = decoded
+        if scope:
+            with self.rt.lock:
+                self.rt.core.refs.begin_scope(scope)
         return args, kwargs, scope
 
     def _decode_payload(self, payload: Any, scope: list[bytes]) -> tuple[Any, dict[str, Any]]:

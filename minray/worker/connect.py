@@ -16,18 +16,23 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from minray._base.config import Config
 from minray._base.process import own_identity
 from minray.exceptions import RaySystemError
 from minray.wire.errors import WireError
 from minray.wire.messages import Hello, LogLines, Register, pack
 from minray.wire.reactor import Reactor
+from minray.worker.endpoints import sibling_endpoint
 from minray.worker.init_options import InitOptions
-from minray.worker.launch import LocalCluster, launch, sibling_endpoint
+from minray.worker.launch import LocalCluster, launch
 from minray.worker.log_printer import LogPrinter
 from minray.worker.pickling import set_worker_path
 from minray.worker.service import CoreWorker
+
+if TYPE_CHECKING:
+    from minray.worker.joined import JoinedCluster
 
 REGISTER_S = 30.0
 STOP_S = 2.0
@@ -39,7 +44,9 @@ class Driver(CoreWorker):
 
     mode = "driver"
 
-    def __init__(self, reactor: Reactor, options: InitOptions, hello: Hello, cluster: LocalCluster) -> None:
+    def __init__(
+        self, reactor: Reactor, options: InitOptions, hello: Hello, cluster: LocalCluster | JoinedCluster
+    ) -> None:
         super().__init__(reactor, options.config, hello)
         self.cluster = cluster
         self._printer = LogPrinter(self.tell_node)
@@ -99,6 +106,7 @@ class Driver(CoreWorker):
         if os.getpid() != self.hello.pid:
             return
         self._restore_sigint()
+        self._fetch_last_lines()
         with self.lock:
             was_closed, self.closed = self.closed, True
             self.exiting = exiting
@@ -112,10 +120,19 @@ class Driver(CoreWorker):
             self.store.close()
             self.reactor.close()
 
+    def _fetch_last_lines(self) -> None:
+        """A node that stays sends what workers have printed so far."""
+        if self.cluster.stays and not self.closed:
+            try:
+                self.request(self.node, "flush_logs", (), LAST_LINES_S)
+            except RaySystemError:  # it is gone, or busy: then without
+                return
+
     def _wait_for_last_lines(self) -> None:
-        """The node ends the workers, forwards what they had printed, and closes the connection."""
+        """A node that ends with us ends the workers, forwards what they had printed, and closes the connection."""
         self.cluster.hang_up()
-        self.reactor.wait(self._lost, STOP_S)
+        if not self.cluster.stays:
+            self.reactor.wait(self._lost, STOP_S)
 
     def after_fork_child(self) -> None:
         """In a forked child of the driver."""
@@ -125,23 +142,8 @@ class Driver(CoreWorker):
 
 def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
-    if options.address is not None:
-        raise ConnectionError(
-            f"no running cluster can be reached at address={options.address!r}: this version of minray starts a "
-            "session of its own on this machine, and does not yet join others. Leave address out"
-        )
-    node = {
-        "num_cpus": options.num_cpus,
-        "num_gpus": options.num_gpus,
-        "memory": options.memory,
-        "object_store_memory": options.object_store_memory,
-        "resources": options.resources,
-        "labels": options.labels,
-        "node_name": options.node_name,
-        "node_ip_address": options.node_ip_address,
-    }
     config = options.config
-    cluster = launch(config, node)
+    cluster = _launch(options) if options.address is None else _find(config, options.address)
     try:
         reactor = Reactor(
             token=cluster.token,
@@ -160,7 +162,27 @@ def start_driver(options: InitOptions) -> Driver:
         raise
 
 
-def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster) -> Driver:
+def _find(config: Config, address: str) -> JoinedCluster:
+    from minray.worker.joined import find_cluster  # a session of one's own starts without it
+
+    return find_cluster(config, address)
+
+
+def _launch(options: InitOptions) -> LocalCluster:
+    node = {
+        "num_cpus": options.num_cpus,
+        "num_gpus": options.num_gpus,
+        "memory": options.memory,
+        "object_store_memory": options.object_store_memory,
+        "resources": options.resources,
+        "labels": options.labels,
+        "node_name": options.node_name,
+        "node_ip_address": options.node_ip_address,
+    }
+    return launch(options.config, node)
+
+
+def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster | JoinedCluster) -> Driver:
     worker_id = os.urandom(28)
     pid, started = own_identity()
     request = sibling_endpoint(cluster.endpoint, cluster.session_dir, "d" + worker_id[:6].hex())

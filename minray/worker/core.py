@@ -6,7 +6,7 @@ ObjectRecord. Messages and calls come in; ``effects`` (one list, in order) come 
 by worker.service, or by the simulator:
 
     ("send", address, tuple)   ("node", Message)   ("gcs", method, args)   ("timer", s, what, number)
-    ("release", owner, id, n)  ("borrow", owner, id, taker)  ("watch", worker_id)  ("freed", id, record)
+    ("release", owner, id, n)  ("borrow", owner, id, taker)  ("watch", address)  ("freed", id, record)
     ("report", id, location): this process's own stored object is about to be heard of elsewhere
 
 An error value is a tuple of built-ins whose first item says which (see worker.errors); nothing here
@@ -48,6 +48,7 @@ from minray.worker.tasks import (
     Function,
     Stream,
     Task,
+    failed_dependency,
 )
 
 FIRST_RETURN = (1).to_bytes(4, "little")
@@ -68,7 +69,7 @@ class Core:
         self.refs = ReferenceTable(me, self.effects)
         self.objects = self.refs.objects
         self.owner = TaskManager(
-            self.effects, self.fail, max_pipeline=max_pipeline, lease_idle_s=lease_idle_s
+            self.effects, self.fail, home=me[0], max_pipeline=max_pipeline, lease_idle_s=lease_idle_s
         )
         self.calls = ActorCalls(self.effects, self.fail)
         self.streams: dict[int, Stream] = {}
@@ -77,6 +78,8 @@ class Core:
         self._first = job_id + FIRST_RETURN
         self.dead: set[bytes] = set()  # processes whose death has been announced
         self.failures: deque[tuple[str, Any]] = deque(maxlen=FAILURES_KEPT)  # (task name, error value)
+        self._served: deque[Task] = deque()  # one of their arguments has come
+        self._serving = False
 
     # -- ids ---------------------------------------------------------------------------------------
 
@@ -143,6 +146,28 @@ class Core:
                     task.unresolved += 1
                     self.when_ready(object_id, record, _Dependency(self, task))
 
+    def _on_argument(self, task: Task) -> None:
+        """An argument is there. A loop, not recursion: the end of one task may be the end of those that wait
+        for it, in a chain longer than the stack."""
+        self._served.append(task)
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._served:
+                self._count_argument(self._served.popleft())
+        finally:
+            self._serving = False
+
+    def _count_argument(self, task: Task) -> None:
+        task.unresolved -= 1
+        if task.actor is not None:
+            if task.seq in self.calls.tasks and task.unresolved == 0:
+                self._fill_top(task)
+                self.calls.on_resolved(task)
+        elif task.seq in self.owner.tasks and task.unresolved == 0:
+            self._resolved(task)
+
     def _resolved(self, task: Task) -> None:
         """All arguments of an ordinary task are there."""
         if task.top is not None:
@@ -159,7 +184,7 @@ class Core:
         for where, object_id in task.top or ():
             record = self.objects[object_id]
             if record.status == ERROR:
-                task.error = ("dependency", task.name, record.value)
+                task.error = failed_dependency(task.name, record.value)
                 return
             self._share(object_id, record)
             top.append((where, record.status, record.value, object_id, record.owner or self.me))
@@ -551,15 +576,8 @@ class _Dependency:
         self.core = core
         self.task = task
 
-    def ready(self, object_id: bytes, record: ObjectRecord) -> None:
-        task, core = self.task, self.core
-        task.unresolved -= 1
-        if task.actor is not None:
-            if task.seq in core.calls.tasks and task.unresolved == 0:
-                core._fill_top(task)
-                core.calls.on_resolved(task)
-        elif task.seq in core.owner.tasks and task.unresolved == 0:
-            core._resolved(task)
+    def ready(self, _id: bytes, _record: ObjectRecord) -> None:
+        self.core._on_argument(self.task)
 
 
 def new_actor_client(

@@ -48,12 +48,12 @@ class Executor:
     def __init__(self, rt: Any, page: Any) -> None:
         self.rt = rt
         self.page = page  # status page: ``start(lease_no, seq, attempt)`` before each task
-        self.queue = TaskQueue(rt.core.effects)
         self.outbox = Outbox(rt)
+        self.queue = TaskQueue(rt.core.effects, self.outbox.flush)
         self.caller = Caller(rt, self.outbox)
         self.running: Running | None = None
         self._functions: dict[tuple[bytes, int], tuple[Any, dict[str, Any]]] = {}
-        self._calls: dict[int, int] = {}  # function_id → calls, where max_calls counts
+        self._calls: dict[tuple[bytes, int], int] = {}  # of functions with max_calls
         self._interruptible: tuple[int, int] | None = None  # (seq, attempt) while user code runs
         self._cancel: tuple[int, int] | None = None
         self._waiter: Waiter | None = None
@@ -63,8 +63,8 @@ class Executor:
             (LeaseConfirm, lambda _c, m: self._confirmed(m)),
             (LeaseRevoke, lambda _c, m: self.queue.on_revoke(m.lease_no)),
             (Steal, lambda _c, m: self.queue.on_steal(m.lease_no, m.count)),
-            (Cancel, lambda _c, m: self._on_cancel(m)),
-            (StreamAck, lambda _c, m: self.on_stream_ack(m)),
+            (Cancel, lambda c, m: self._on_cancel(c.tag, m)),
+            (StreamAck, lambda c, m: self._on_stream_ack(c.tag, m)),
         ):
             rt.handle(cls, handler)
 
@@ -91,17 +91,16 @@ class Executor:
             self._waiter = None
             self.rt.reactor.notify(waiter)
 
-    def _on_cancel(self, msg: Cancel) -> None:
-        owner = self.queue.owner
-        spec = self.queue.remove(msg.seq, msg.attempt)
-        if spec is not None and owner is not None:
+    def _on_cancel(self, owner: Address, msg: Cancel) -> None:
+        spec = self.queue.remove(msg.seq, msg.attempt, owner[1])
+        if spec is not None:
             meta = self._functions.get((owner[1], spec[2]), (None, {"name": "?"}))[1]
             result = (msg.seq, msg.attempt, ERROR, ("cancelled", meta["name"]), -1, None)
             self.outbox.add(owner, result)
             self.outbox.flush()
             return
         running = self.running
-        if running is not None and (running.seq, running.attempt) == (msg.seq, msg.attempt):
+        if running is not None and _is(running, owner, msg):
             running.cancelled = True
             self._cancel = (msg.seq, msg.attempt)
             if msg.recursive:
@@ -110,10 +109,10 @@ class Executor:
                 self.rt.reactor.notify(running.waiter)
             self._interrupt(running)
 
-    def on_stream_ack(self, msg: StreamAck) -> None:
+    def _on_stream_ack(self, owner: Address, msg: StreamAck) -> None:
         """The consumer of a stream is further on."""
         running = self.running
-        if running is not None and (running.seq, running.attempt) == (msg.seq, msg.attempt):
+        if running is not None and _is(running, owner, msg):
             running.consumed = msg.consumed
             if running.waiter is not None:
                 self.rt.reactor.notify(running.waiter)
@@ -162,7 +161,7 @@ class Executor:
             if spec is not None:
                 self.execute(spec, queue.owner)
             elif waiter is not None:
-                _flush_stdio()
+                flush_stdio()
                 rt.reactor.wait(waiter, None)
             else:
                 assert self._leave is not None
@@ -206,6 +205,7 @@ class Executor:
             status, value = self.caller.failure(running, error)
         args = kwargs = None  # type: ignore[assignment]
         RUNNING.reset(token)
+        flush_stdio()  # an unfinished line must not be behind the result
         with rt.lock:
             self.caller.finish(running, status, value, exec_ns, scope)
             self.running = None
@@ -214,10 +214,10 @@ class Executor:
                 self.outbox.flush()
             if queue_must_flush(self.queue):
                 self.outbox.flush()
+            if meta["max_calls"]:
+                self._count_call((owner[1], function_id), meta["max_calls"])
             self.queue.finish()
             rt.leave()
-        if meta["max_calls"]:
-            self._count_call(function_id, meta["max_calls"])
 
     def _call(
         self, running: Running, function: Any, args: Any, kwargs: dict[str, Any], scope: list[bytes]
@@ -244,14 +244,11 @@ class Executor:
         text = f"the task called sys.exit({error.code!r})"
         return ERROR, ("crashed", name, {"text": text, "exit_code": code, "expected": True})
 
-    def _count_call(self, function_id: int, limit: int) -> None:
-        count = self._calls.get(function_id, 0) + 1
-        self._calls[function_id] = count
+    def _count_call(self, function: tuple[bytes, int], limit: int) -> None:
+        count = self._calls.get(function, 0) + 1
+        self._calls[function] = count
         if count >= limit:
-            with self.rt.lock:
-                self.outbox.flush()
-                self.queue.end()
-                self.rt.leave()
+            self.queue.end()
 
     def _set_name(self, name: str) -> None:
         self._name = name
@@ -296,6 +293,11 @@ class Executor:
             self.rt.leave()
 
 
+def _is(running: Running, owner: Address, msg: Cancel | StreamAck) -> bool:
+    """Whether that owner means this task. Its number alone could be another owner's."""
+    return (running.owner[1], running.seq, running.attempt) == (owner[1], msg.seq, msg.attempt)
+
+
 def queue_must_flush(queue: TaskQueue) -> bool:
     """Nothing else is to do, or the lease is about to end."""
     return not queue.queue or queue._revoked
@@ -322,7 +324,7 @@ def interrupt_main_thread() -> None:
 
 def announce_name(rt: Any, name: str) -> None:
     """Whose lines follow: inside the output, so that each line is attributed exactly; and to the node."""
-    _flush_stdio()
+    flush_stdio()
     mark = marker(name)
     for fd in (1, 2):
         try:
@@ -332,9 +334,11 @@ def announce_name(rt: Any, name: str) -> None:
     rt.node.send(pack(WorkerName(name)))
 
 
-def _flush_stdio() -> None:
+def flush_stdio() -> None:
+    """Let go of unfinished lines."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except (OSError, ValueError):
             pass  # user code closed it, or its reader is gone: prints are lost, results are not

@@ -1,4 +1,4 @@
-"""Starts a session's processes from a driver, and ends them: ``init()`` without an address.
+"""Starts the processes of one machine, and ends them: for ``init()`` without an address, ``Cluster``, ``minray start``.
 
     driver ──stdin pipe (boot blob; its end is the driver's)──▶ daemon ◀──socket pair──▶ zygote ──▶ workers
        └────────── connects to the listening socket that it made itself ───▲
@@ -8,6 +8,9 @@ by side (the zygote first: importing numpy is most of the time) and returns at o
 already, so there is nothing to poll for. Both get only the descriptors named here, a session of their own (no
 Ctrl-C from the terminal), and log files for their output. The driver keeps the writing end of the daemon's
 stdin: the kernel closes it however the driver ends.
+
+What starts is a head with a node, or (``gcs``) a node that joins the head of a cluster: it has a folder, a zygote,
+segments and sockets of its own, and the cluster's secret.
 
 Without fork (see ``uses_zygote``) there is no zygote: the node starts workers and their watcher by itself.
 
@@ -27,19 +30,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from minray._base.child_code import child_code
 from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
 from minray.store.remains import remove_session
-from minray.wire import transports
 from minray.wire.codec import encode
+from minray.wire.transports import nearest
 from minray.worker import session_folder
-from minray.worker.session_folder import LOGS, SOCKET, SessionInfo
+from minray.worker.endpoints import listen
+from minray.worker.session_folder import LOGS, SessionInfo
 
-LOOPBACK = "tcp:127.0.0.1:0"
 KILL_WAIT_S = 1.0
 END_WAIT_S = 0.5
 TABLES = "gcs.sqlite"  # of a head that stays
@@ -59,8 +62,9 @@ _ZYGOTE = child_code(
 
 @dataclass(eq=False)
 class LocalCluster:
-    """A session that this process has started."""
+    """A daemon that this process has started."""
 
+    stays: ClassVar[bool] = False  # when the driver that started it ends
     info: SessionInfo
     token: bytes
     daemon: subprocess.Popen[bytes]
@@ -70,7 +74,7 @@ class LocalCluster:
 
     @property
     def endpoint(self) -> str:
-        """Where the head listens."""
+        """Where the daemon listens."""
         return self.info.endpoint
 
     @property
@@ -95,6 +99,11 @@ class LocalCluster:
             os.close(self._log_fd)
             self._log_fd = -1
 
+    def kill(self) -> None:
+        """End the daemon by force, as an accident would; its zygote clears up. ``stop`` is still to be called."""
+        if os.getpid() == self._pid and self.daemon.poll() is None:
+            self.daemon.kill()
+
     def hang_up(self) -> None:
         """Close the daemon's stdin: that is the order to end. Idempotent."""
         if self.info.driver is None and self.daemon.poll() is None:
@@ -103,8 +112,9 @@ class LocalCluster:
             self.daemon.stdin.close()
 
     def explain_end(self) -> str:
-        """Why the head is not there any more, for an error: how it ended and the last lines of its log."""
-        text = f"the head process of this session (pid {self.daemon.pid}) "
+        """Why the daemon is not there any more, for an error: how it ended and the last lines of its log."""
+        what = "head" if self.info.is_head else "node"
+        text = f"the {what} process of this session (pid {self.daemon.pid}) "
         _wait(self.daemon, monotonic() + END_WAIT_S)  # its sockets close a moment before it can be reaped
         code = self.daemon.returncode
         if code is None:
@@ -113,15 +123,7 @@ class LocalCluster:
             text += f"was ended by signal {-code} ({_signal_name(-code)})"
         else:
             text += f"ended with exit code {code}"
-        tail = self._log_tail()
-        return f"{text}. Its last lines:\n{tail}" if tail else text
-
-    def _log_tail(self, size: int = 4096) -> str:
-        if self._log_fd < 0:
-            return ""
-        end = os.fstat(self._log_fd).st_size
-        lines = os.pread(self._log_fd, size, max(0, end - size)).decode("utf-8", "replace").splitlines()
-        return "\n".join(lines[-20:])
+        return text + last_lines(self._log_fd)
 
     def after_fork_child(self) -> None:
         """In a forked child of the driver: it is not the one whose end ends the session."""
@@ -136,6 +138,16 @@ class LocalCluster:
             self._log_fd = -1
 
 
+def last_lines(log_fd: int, size: int = 4096) -> str:
+    """What a daemon has said last, as the end of an error's text; "" if that was nothing."""
+    if log_fd < 0:
+        return ""
+    end = os.fstat(log_fd).st_size
+    lines = os.pread(log_fd, size, max(0, end - size)).decode("utf-8", "replace").splitlines()
+    tail = "\n".join(lines[-20:])
+    return f". Its last lines:\n{tail}" if tail else ""
+
+
 def uses_zygote(config: Config) -> bool:
     """Whether workers are forked. Raises RaySystemError where that was demanded and cannot be."""
     if config.launcher == "fork" and not hasattr(os, "fork"):
@@ -143,29 +155,45 @@ def uses_zygote(config: Config) -> bool:
     return config.launcher == "fork" or (config.launcher == "auto" and sys.platform.startswith("linux"))
 
 
-def launch(config: Config, node: Mapping[str, Any] | None = None, *, stays: bool = False) -> LocalCluster:
-    """Start a head with a node on this machine.
+def launch(
+    config: Config,
+    node: Mapping[str, Any] | None = None,
+    *,
+    stays: bool = False,
+    cluster: Mapping[str, Any] | None = None,
+    gcs: Mapping[str, Any] | None = None,
+) -> LocalCluster:
+    """Start a head with a node on this machine, or a node that joins another's head.
 
     Args:
         config: the session's settings, for all its processes.
         node: what the node offers, where not to be detected: num_cpus, num_gpus, memory,
             object_store_memory (bytes), resources, labels, node_name, node_ip_address.
         stays: it outlives this process, until it is told to end; else it ends with it.
+        cluster: where other machines may reach it, as ``{"host": address, "port": number or 0}``; None: there
+            are none.
+        gcs: the head to join, as ``{"endpoint": "tcp:host:port", "token": bytes}``; None: this is one. Needs
+            ``cluster``.
+
+    Returns at once: whether the node could join, the head says (``nodes``), or the node by its end.
 
     Raises:
         RaySystemError: no folder, no socket or no process can be made; the text names the fix.
     """
     root = session_folder.user_folder(config)
-    token = config.token.encode() if config.token is not None else os.urandom(32)
+    if gcs is not None:
+        token: bytes = gcs["token"]
+    else:
+        token = config.token.encode() if config.token is not None else os.urandom(32)
     info = session_folder.make_session(root, None if stays else own_identity(), token)
     try:
         with _standard_descriptors():
-            cluster = _start(config, dict(node or {}), info, token, stays)
+            made = _start(config, dict(node or {}), info, token, stays=stays, cluster=cluster, gcs=gcs)
     except BaseException:
         remove_session(info.folder)
         raise
     session_folder.sweep_dead(root)  # while the new processes load
-    return cluster
+    return made
 
 
 @contextlib.contextmanager
@@ -182,10 +210,20 @@ def _standard_descriptors() -> Iterator[None]:
 
 
 def _start(
-    config: Config, node: dict[str, Any], info: SessionInfo, token: bytes, stays: bool
+    config: Config,
+    node: dict[str, Any],
+    info: SessionInfo,
+    token: bytes,
+    *,
+    stays: bool,
+    cluster: Mapping[str, Any] | None,
+    gcs: Mapping[str, Any] | None,
 ) -> LocalCluster:
-    listener, endpoint = listen(config, info.folder)
-    info = replace(info, endpoint=endpoint)
+    listeners, endpoint = listen(config, info.folder, cluster)
+    info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None)
+    if cluster is not None:
+        info = replace(info, gcs=gcs["endpoint"] if gcs is not None else nearest(endpoint, same_machine=False))
+        node.setdefault("node_ip_address", cluster["host"])
     zygote: subprocess.Popen[bytes] | None = None
     pair: tuple[socket.socket, ...] = ()
     log_fd = -1
@@ -193,7 +231,7 @@ def _start(
         if uses_zygote(config):
             pair = socket.socketpair()
             zygote = _start_zygote(info.folder, pair[1])
-        fds = [listener.fileno(), *(sock.fileno() for sock in pair[:1])]
+        fds = [sock.fileno() for sock in (*pair[:1], *listeners)]
         log_fd = _open_log(info.folder, "daemon")
         command = [_python(), "-S", "-c", _DAEMON, info.folder, *_folders_of("minray", "psutil")]
         daemon = _popen(command, stdin=subprocess.PIPE, log_fd=log_fd, fds=fds, env=_with_malloc({}))
@@ -204,12 +242,15 @@ def _start(
             "created": info.created,
             "token": token,
             "endpoint": endpoint,
-            "listen_fd": fds[0],
-            "zygote_fd": fds[1] if pair else -1,
+            "listen_fds": [sock.fileno() for sock in listeners],
+            "zygote_fd": fds[0] if pair else -1,
             "zygote": _life(zygote),
             "driver": info.driver,
+            "node_id": bytes.fromhex(info.node_id),
             "node": node,
-            "tables": os.path.join(info.folder, TABLES) if stays else None,
+            "cluster": dict(cluster) if cluster is not None else None,
+            "gcs": dict(gcs) if gcs is not None else None,
+            "tables": os.path.join(info.folder, TABLES) if stays and gcs is None else None,
             "python_flags": _interpreter_flags(),
             "sys_path": [os.path.abspath(path) for path in sys.path],
         }
@@ -221,47 +262,11 @@ def _start(
             os.close(log_fd)
         raise
     finally:
-        listener.close()  # the daemon's now: if it dies, connecting is refused
-        for sock in pair:
+        for sock in (*listeners, *pair):  # the daemon's now: if it dies, connecting is refused
             sock.close()
     info = replace(info, daemon=_life(daemon), zygote=_life(zygote))
     info.write()
     return LocalCluster(info, token, daemon, zygote, log_fd)
-
-
-def listen(config: Config, folder: str) -> tuple[socket.socket, str]:
-    """The head's listening socket and its endpoint: a unix socket in ``folder``, or TCP on the loopback
-    where there are none, or where the path is too long for one. Raises RaySystemError."""
-    path = os.path.join(folder, SOCKET)
-    # Workers listen beside it under longer names: one decision for all.
-    fits = len(os.fsencode(path)) + 16 <= transports.UNIX_PATH_MAX
-    if config.transport == "unix" and not fits:
-        raise RaySystemError(
-            f"MINRAY_TRANSPORT=unix, but {path!r} is too long for a socket "
-            f"({transports.UNIX_PATH_MAX} bytes): set MINRAY_TEMP_DIR to a shorter folder, or "
-            "MINRAY_TRANSPORT=tcp"
-        )
-    requests = []
-    if config.transport != "tcp" and fits and hasattr(socket, "AF_UNIX"):
-        requests.append(f"unix:{path}")
-    if config.transport != "unix":
-        requests.append(LOOPBACK)
-    problems = []
-    for request in requests:
-        try:
-            sock, endpoint = transports.make_listener(request)
-        except (OSError, transports.EndpointError) as error:
-            problems.append(f"{request}: {error}")
-            continue
-        assert isinstance(sock, socket.socket)
-        return sock, endpoint
-    raise RaySystemError(f"cannot listen on this machine: {'; '.join(problems) or 'no unix sockets here'}")
-
-
-def sibling_endpoint(endpoint: str, folder: str, name: str) -> str:
-    """What a process of the session asks for as its own endpoint, given the head's: the same kind of socket.
-    ``name``: of its file, at most 16 characters."""
-    return f"unix:{os.path.join(folder, name)}" if endpoint.startswith("unix:") else LOOPBACK
 
 
 def _start_zygote(folder: str, sock: socket.socket) -> subprocess.Popen[bytes]:

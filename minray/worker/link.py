@@ -34,8 +34,11 @@ from minray.wire.messages import (
     Died,
     GiveBack,
     Hello,
+    Introduce,
+    LeaseDecline,
     LeaseGrant,
     LeaseInfeasible,
+    LeaseSpill,
     Message,
     PinForever,
     Ready,
@@ -46,6 +49,7 @@ from minray.wire.messages import (
     unpack,
 )
 from minray.wire.reactor import Connection, Reactor, Waiter
+from minray.wire.transports import nearest
 from minray.worker.core import Core
 from minray.worker.tasks import STORED
 
@@ -86,9 +90,12 @@ class Link:
         self.gcs_link: Connection = None  # type: ignore[assignment]
         self.store: Any = None
         self.inbox: deque[Any] = deque()
+        self.before_releases: Callable[[], None] = lambda: None  # a worker's: send the results that wait
         self._inbox_told = False
         self._many = 0  # how large the table of objects has been
         self._peers: dict[bytes, Connection] = {}
+        self._nodes: dict[bytes, Connection] = {}  # other nodes that we ask for workers
+        self.job_config: dict[str, Any] = {}  # what another node must know to start workers for us
         self._answers: dict[int, Answer] = {}
         self._request_no = 0
         self._handlers: dict[int, Callable[[Any, Any], None]] = {}
@@ -104,6 +111,8 @@ class Link:
             (ActorUpdate, lambda _c, m: self.core.on_actor_update(m)),
             (PinForever, lambda _c, m: self.core.refs.pin_forever(m.object_id)),
             (LeaseInfeasible, self._on_infeasible),
+            (LeaseSpill, lambda _c, m: self.core.owner.on_spill(m)),
+            (LeaseDecline, lambda c, m: self.core.owner.on_decline(self._node_of(c), m)),
             (Died, self._on_died),
             (Reply, self._on_reply),
         ]
@@ -148,6 +157,10 @@ class Link:
         with self.lock:
             if conn is self.node:
                 self.on_node_lost(error)
+            elif conn in self._nodes.values():
+                node_id = self._node_of(conn)
+                del self._nodes[node_id]
+                self.core.owner.on_node_lost(node_id)
             elif conn.tag is not None:
                 worker_id = conn.tag[1]
                 if self._peers.get(worker_id) is conn:
@@ -229,9 +242,12 @@ class Link:
                 self.peer(effect[1]).send(effect[2])
             elif kind == "node":
                 self.node.send(pack(effect[1]))
+            elif kind == "at":
+                self._other_node(effect[1], effect[2]).send(pack(effect[3]))
             elif kind == "release":
                 if releases is None:
                     releases = {}
+                    self.before_releases()
                 owner = effect[1]
                 releases.setdefault(owner[1], (owner, []))[1].append((effect[2], effect[3]))
             elif kind == "freed":
@@ -243,10 +259,12 @@ class Link:
             elif kind == "borrow":
                 self.peer(effect[1]).send((BORROWS, [(effect[2], effect[3])]))
             elif kind == "watch":
-                self.node.send(pack(Watch(effect[1])))
+                self.node.send(pack(Watch(effect[1][1], effect[1][0])))
             elif kind == "gcs":
                 self.tell_gcs(effect[1], *effect[2])
         if releases is not None:
+            if effects:  # results: they may name what is released now, without a grant to its owner
+                self._perform(effects)
             for owner, items in releases.values():
                 if owner[1] not in self.core.dead:
                     self.peer(owner).send((RELEASES, items))
@@ -265,10 +283,23 @@ class Link:
         """The connection to that process; made if there is none."""
         conn = self._peers.get(address[1])
         if conn is None or conn.closed:
-            conn = self.reactor.dial(address[2], self.hello, self)
+            endpoint = nearest(address[2], same_machine=address[0] == self.node_id)
+            conn = self.reactor.dial(endpoint, self.hello, self)
             conn.tag = address
             self._peers[address[1]] = conn
         return conn
+
+    def _other_node(self, node_id: bytes, endpoint: str) -> Connection:
+        """The connection to a node that is not ours; made, with an introduction, if there is none."""
+        conn = self._nodes.get(node_id)
+        if conn is None or conn.closed:
+            conn = self.reactor.dial(nearest(endpoint, same_machine=False), self.hello, self)
+            self._nodes[node_id] = conn
+            conn.send(pack(Introduce(self.job_id, self.job_config)))
+        return conn
+
+    def _node_of(self, conn: Connection) -> bytes:
+        return next(node_id for node_id, one in self._nodes.items() if one is conn)
 
     def _on_timer(self, what: str, number: int) -> None:
         with self.lock:

@@ -21,8 +21,8 @@ from minray.wire.messages import CreateActor, Hello, Register, Registered, pack
 from minray.wire.reactor import Reactor
 from minray.worker.actor_executor import ActorExecutor
 from minray.worker.blas import BlasThreads
+from minray.worker.endpoints import sibling_endpoint
 from minray.worker.executor import Executor
-from minray.worker.launch import sibling_endpoint
 from minray.worker.pickling import set_worker_path
 from minray.worker.service import WorkerRuntime
 

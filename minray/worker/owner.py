@@ -1,7 +1,8 @@
 """Ordinary tasks at their owner: queues, leases, dispatch, results, retries, cancel. Pure.
 
 An owner asks its node for leases per scheduling key (an absolute number: LeaseDemand), sends batches
-straight to the leased workers, and takes results from them. The scheduler is not on this path.
+straight to the leased workers, and takes results from them. The scheduler is not on this path. Its node may
+name another one to ask (LeaseSpill); what concerns a lease is said to the node that granted it.
 
 Invariants: a task is in exactly one place (waiting for arguments, in its key's queue, or in flight in
 one lease); an answer counts only for the attempt that is current; only tasks that a worker names as
@@ -9,27 +10,30 @@ given back move; a task is charged a retry only if its attempt may have started;
 answered counts: its lease is buried when its connection has been read to the end.
 
 Called by worker.core. Effects: ``("send", address, tuple)``, ``("node", Message)``,
-``("timer", seconds, what, key number)``.
+``("at", node_id, endpoint, Message)`` to another node, ``("timer", seconds, what, key number)``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from minray.wire.messages import (
     TASKS,
-    Address,
     Cancel,
     GiveBack,
     KillWorker,
+    LeaseDecline,
     LeaseDemand,
     LeaseGrant,
     LeaseReturn,
+    LeaseSpill,
+    Message,
     Steal,
     pack,
 )
-from minray.worker.tasks import Function, Lease, SchedulingKey, Task
+from minray.worker.tasks import Elsewhere, Function, Lease, SchedulingKey, Task
 
 STEAL_AFTER_S = 0.003
 LAST_WORDS_S = 0.5  # how long a dead worker's connection may take to end
@@ -45,10 +49,12 @@ class TaskManager:
         effects: list[tuple[Any, ...]],
         finish: Callable[[Task, Any], None],
         *,
+        home: bytes,
         max_pipeline: int,
         lease_idle_s: float,
     ) -> None:
         self.effects = effects
+        self.home = home  # our node
         self.keys: dict[int, SchedulingKey] = {}
         self.leases: dict[int, Lease] = {}
         self.tasks: dict[int, Task] = {}  # by seq: all unfinished ordinary tasks
@@ -56,6 +62,7 @@ class TaskManager:
         self._max_pipeline = max_pipeline
         self._lease_idle_s = lease_idle_s
         self._sent_functions: dict[bytes, set[int]] = {}  # worker_id → what it has
+        self._endpoints: dict[bytes, str] = {}  # of other nodes that we have been sent to
 
     # -- submission --------------------------------------------------------------------------------
 
@@ -117,18 +124,82 @@ class TaskManager:
 
     def _demand(self, key: SchedulingKey) -> None:
         wanted = key.unfinished if key.queue or key.unfinished > len(key.leases) else 0  # pipelined ones count
+        more = wanted > len(key.leases)
+        if key.elsewhere:
+            wanted = self._wanted_at_home(key, wanted)
         told = key.told
-        if wanted > told and told < UNFLOODED and wanted > len(key.leases):
+        if told < 0:
+            key.told = wanted
+        elif more and wanted > told and told < UNFLOODED:
             # doubled, so that a loop of a thousand submissions tells the node ten times, not a thousand
             key.told = max(wanted, min(2 * told, UNFLOODED)) if told else wanted
         elif wanted == 0 and told:
             key.told = 0
         else:
             return
-        demand = LeaseDemand(
-            key.number, key.told, key.resources, key.depth, key.strategy, key.env_vars, key.description
-        )
-        self.effects.append(("node", demand))
+        self.effects.append(("node", self._demand_of(key, key.told, key.spilled, hold=False)))
+
+    def _demand_of(self, key: SchedulingKey, wanted: int, refused: int, *, hold: bool) -> LeaseDemand:
+        return LeaseDemand(
+            key.number, wanted, key.resources, key.depth, key.strategy, key.env_vars, key.description,
+            refused, hold,
+        )  # fmt: skip
+
+    # -- other nodes -------------------------------------------------------------------------------
+
+    def _wanted_at_home(self, key: SchedulingKey, wanted: int) -> int:
+        """Without what other nodes were asked for, or have granted. Nothing wanted: they are told."""
+        leased = Counter(lease.worker[0] for lease in key.leases.values())
+        taken = 0
+        for node_id, elsewhere in key.elsewhere.items():
+            if wanted == 0 and elsewhere.asked:
+                elsewhere.asked = 0
+                self._ask(key, node_id, elsewhere)
+            taken += max(elsewhere.asked, leased[node_id])
+        return max(0, wanted - taken)
+
+    def _ask(self, key: SchedulingKey, node_id: bytes, elsewhere: Elsewhere) -> None:
+        demand = self._demand_of(key, elsewhere.asked, elsewhere.declined, hold=elsewhere.hold)
+        self.effects.append(("at", node_id, self._endpoints[node_id], demand))
+
+    def on_spill(self, msg: LeaseSpill) -> None:
+        """Our node does not count these any more: another one may have them."""
+        key = self.keys[msg.key]
+        key.spilled += msg.count
+        key.told = max(0, key.told - msg.count)
+        self._endpoints[msg.node_id] = msg.endpoint
+        if not key.queue and key.unfinished <= len(key.leases):
+            return
+        elsewhere = key.elsewhere.get(msg.node_id)
+        if elsewhere is None:
+            elsewhere = key.elsewhere[msg.node_id] = Elsewhere()
+        leased = sum(1 for lease in key.leases.values() if lease.worker[0] == msg.node_id)
+        elsewhere.asked = max(elsewhere.asked, leased) + msg.count
+        elsewhere.hold = msg.hold
+        self._ask(key, msg.node_id, elsewhere)
+
+    def on_decline(self, node_id: bytes, msg: LeaseDecline) -> None:
+        """It has no room for these: our own node has to think again."""
+        key = self.keys[msg.key]
+        elsewhere = key.elsewhere[node_id]
+        elsewhere.declined += msg.count
+        elsewhere.asked = max(0, elsewhere.asked - msg.count)
+        self._demand(key)
+
+    def on_node_lost(self, node_id: bytes) -> None:
+        """Another node does not hear us any more. What becomes of its workers is told elsewhere."""
+        self._endpoints.pop(node_id, None)
+        for key in self.keys.values():
+            if key.elsewhere.pop(node_id, None) is not None:
+                self._demand(key)
+
+    def _tell(self, lease: Lease, msg: Message) -> None:
+        """To the node that granted it."""
+        node_id = lease.worker[0]
+        if node_id == self.home:
+            self.effects.append(("node", msg))
+        elif node_id in self._endpoints:  # else it is lost, and the lease with it
+            self.effects.append(("at", node_id, self._endpoints[node_id], msg))
 
     def _consider_stealing(self, key: SchedulingKey) -> None:
         idle = busy = False
@@ -184,7 +255,7 @@ class TaskManager:
                 continue
             elif now - lease.idle_since >= self._lease_idle_s * 0.9:
                 self._drop_lease(lease)
-                self.effects.append(("node", LeaseReturn(lease.lease_no, False)))
+                self._tell(lease, LeaseReturn(lease.lease_no, False))
         if any(not x.inflight or x.broken or x.death is not None for x in key.leases.values()):
             self._arm_idle(key)
 
@@ -202,7 +273,7 @@ class TaskManager:
                 self._bury(lease)
             else:
                 lease.warned, lease.doubted_since = True, now
-                self.effects.append(("node", KillWorker(lease.lease_no)))
+                self._tell(lease, KillWorker(lease.lease_no))
 
     def _drop_lease(self, lease: Lease) -> None:
         self.leases.pop(lease.lease_no, None)
@@ -225,9 +296,9 @@ class TaskManager:
             lease.closed = True
         if msg.ended:
             self._drop_lease(lease)
-            key.told = min(key.told, len(key.leases))  # ask anew
+            key.told = -1  # a lease has ended, and not by us: ask anew
             if key.retires:
-                self.effects.append(("node", LeaseReturn(lease.lease_no, True)))
+                self._tell(lease, LeaseReturn(lease.lease_no, True))
             # Whatever the worker had started is answered by now, so the rest was sent too late: it will
             # bounce without having started.
             back += lease.inflight.values()
@@ -297,7 +368,7 @@ class TaskManager:
         """It will not be answered from a lease any more."""
         self.tasks.pop(task.seq, None)
         key = task.function.key
-        if task.unresolved == 0 or task.lease is not None:
+        if task.unresolved == 0:
             key.unfinished -= 1
         if task.lease is not None:
             task.lease.inflight.pop(task.seq, None)
@@ -330,7 +401,7 @@ class TaskManager:
             if lease.death is not None:
                 self._bury(lease)
             else:
-                self.effects.append(("watch", worker_id))
+                self.effects.append(("watch", lease.worker))
                 self._arm_idle(lease.key)
 
     def on_death(self, worker_id: bytes, cause: dict[str, Any], now: float) -> None:
@@ -346,7 +417,7 @@ class TaskManager:
         self._drop_lease(lease)
         self._sent_functions.pop(lease.worker[1], None)
         key = lease.key
-        key.told = min(key.told, len(key.leases))
+        key.told = -1  # a lease has ended, and not by us: ask anew
         batch = list(lease.inflight.values())
         lease.inflight.clear()
         # Answers come in the order of starts: if the last one started is answered, the rest never started.
@@ -390,7 +461,7 @@ class TaskManager:
             self._finish(task, ("cancelled", task.name))
             self._demand(key)
         elif force and next(iter(lease.inflight.values())) is task:
-            self.effects.append(("node", KillWorker(lease.lease_no)))
+            self._tell(lease, KillWorker(lease.lease_no))
         else:
             if force:  # another one runs there now: that is not to be killed
                 lease.doomed = {task.seq, *(lease.doomed or ())}
@@ -401,7 +472,7 @@ class TaskManager:
         assert lease.doomed is not None
         if next(iter(lease.inflight), None) in lease.doomed:
             lease.doomed = None
-            self.effects.append(("node", KillWorker(lease.lease_no)))
+            self._tell(lease, KillWorker(lease.lease_no))
 
     # -- invariants --------------------------------------------------------------------------------
 
@@ -435,8 +506,3 @@ class TaskManager:
 
 def _load(lease: Lease) -> int:
     return len(lease.inflight)
-
-
-def address_of(lease: Lease) -> Address:
-    """Where that lease's worker listens."""
-    return lease.worker

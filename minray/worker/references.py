@@ -20,7 +20,7 @@ Grants are counted, not named: a RELEASES that overtakes the BORROWS it answers 
 count negative for a moment, while the giver's own count keeps the object alive.
 
 Called by worker.core, which carries out the ``effects``: ``("release", owner, id, grants)``,
-``("borrow", owner, id, taker)``, ``("watch", worker_id)``, ``("freed", id, record)``.
+``("borrow", owner, id, taker)``, ``("watch", address)``, ``("freed", id, record)``.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class ReferenceTable:
         self.effects = effects
         self._borrowed_from: dict[bytes, set[bytes]] = {}  # owner's worker_id → ids
         self._lent_to: dict[bytes, set[bytes]] = {}  # borrower's worker_id → ids
+        self._in_scope: dict[bytes, int] = {}  # id → running tasks that have it in their arguments
 
     # -- local references ----------------------------------------------------------------------
 
@@ -193,13 +194,23 @@ class ReferenceTable:
             record.promised.append(taker)
         return True
 
+    def begin_scope(self, ids: list[bytes]) -> None:
+        """A task runs here with ``ids`` in its arguments."""
+        for object_id in set(ids):
+            self._in_scope[object_id] = self._in_scope.get(object_id, 0) + 1
+
     def end_scope(self, ids: list[bytes]) -> list[tuple[bytes, Address]] | None:
         """A task that had ``ids`` in its arguments is over here: who keeps which of them?
 
-        The list goes up with the reply; the caller answers for it (``on_retained``).
+        The list goes up with the reply; the caller answers for it (``on_retained``). Of several tasks each one
+        tells its caller, and only the last one's end entitles: the caller of another may have the object from us
+        (or be us), and would answer for it with nothing but our own promise.
         """
         out: list[tuple[bytes, Address]] = []
-        for object_id in ids:
+        for object_id in dict.fromkeys(ids):
+            others = self._in_scope.pop(object_id, 1) - 1
+            if others:
+                self._in_scope[object_id] = others
             record = self.objects.get(object_id)
             if record is None or record.owner is None:
                 continue
@@ -208,7 +219,7 @@ class ReferenceTable:
                 record.promised = None
             if record.in_use():
                 if not record.entitled:
-                    record.entitled = True
+                    record.entitled = not others
                     record.grants += 1
                     out.append((object_id, self.me))
             else:
@@ -253,12 +264,12 @@ class ReferenceTable:
 
     def on_death(self, worker_id: bytes) -> list[bytes]:
         """A process is gone: its borrows end. Returns the ids that it owned and we borrow."""
-        for object_id in self._lent_to.pop(worker_id, ()):
+        for object_id in sorted(self._lent_to.pop(worker_id, ())):
             record = self.objects.get(object_id)
             if record is not None and record.borrowers is not None:
                 record.borrowers.pop(worker_id, None)
                 self._settle(object_id, record)
-        return [i for i in self._borrowed_from.get(worker_id, ()) if i in self.objects]
+        return sorted(i for i in self._borrowed_from.get(worker_id, ()) if i in self.objects)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -273,7 +284,7 @@ class ReferenceTable:
                 ids = self._borrowed_from.get(owner[1])
                 if ids is None:
                     ids = self._borrowed_from[owner[1]] = set()
-                    self.effects.append(("watch", owner[1]))
+                    self.effects.append(("watch", owner))
                 ids.add(object_id)
         return record
 
@@ -290,7 +301,7 @@ class ReferenceTable:
         if lent is None:
             lent = self._lent_to[worker_id] = set()
             if worker_id != self.me[1]:
-                self.effects.append(("watch", worker_id))
+                self.effects.append(("watch", taker))
         if count:
             lent.add(object_id)
         else:

@@ -93,6 +93,7 @@ class CoreWorker(ActorOps):
     def _start(self, msg: Registered) -> None:
         self.node_id = msg.node_id
         self.job_id = msg.job_id
+        self.job_config = msg.job_config
         self.session = {**msg.session, "node_address": msg.node_address, "gcs_endpoint": msg.gcs_endpoint}
         self.namespace = str(msg.session.get("namespace") or "")
         me = (msg.node_id, self.worker_id, self.hello.endpoint)

@@ -1,10 +1,10 @@
-"""Session folders: one per session, in one folder per user, swept when their processes are dead.
+"""Session folders: one per daemon (a head or a node), in one folder per user, swept when their processes are dead.
 
     <temp root>/                     minray-<uid> in the system's temporary folder, 0700; or temp_dir
       s_<prefix>/                    0700; prefix: ten random characters, also of its segments' names
         session.info                 who lives here (see ``SessionInfo``)
         token                        the cluster's shared secret in hexadecimal, 0600
-        sock                         where the head listens, if it listens on a unix socket
+        sock                         where the daemon listens, if it listens on a unix socket
         logs/ …                      what node, zygote and workers put there
 
 Called by ``launch`` (make, record, sweep) and by whoever looks for running sessions (``find_sessions``). A
@@ -46,6 +46,9 @@ class SessionInfo:
     driver: tuple[int, float] | None = None  # whose end ends the session; None: it stays until it is told
     daemon: tuple[int, float] | None = None
     zygote: tuple[int, float] | None = None
+    gcs: str = ""  # the cluster that it belongs to: where other machines reach its head; "": to none
+    is_head: bool = True
+    node_id: str = ""  # hexadecimal
 
     @property
     def prefix(self) -> str:
@@ -63,6 +66,8 @@ class SessionInfo:
     def write(self, folder: str | None = None) -> None:
         """Put the record into its folder (or ``folder``, before that has its name), whole or not at all."""
         lines = [_MAGIC, f"endpoint {self.endpoint}", f"place {self.place}", f"created {self.created!r}"]
+        lines += [f"gcs {self.gcs}"] * bool(self.gcs) + [f"role {'head' if self.is_head else 'node'}"]
+        lines.append(f"node_id {self.node_id}")
         for role in ("driver", "daemon", "zygote"):
             life = getattr(self, role)
             if life is not None:
@@ -87,7 +92,16 @@ class SessionInfo:
             if role in said:
                 pid, started = said[role].split()
                 lives[role] = (int(pid), float(started))
-        return cls(folder, said.get("endpoint", ""), said.get("place", ""), float(said["created"]), **lives)
+        return cls(
+            folder,
+            said.get("endpoint", ""),
+            said.get("place", ""),
+            float(said["created"]),
+            gcs=said.get("gcs", ""),
+            is_head=said.get("role") != "node",
+            node_id=said.get("node_id", ""),
+            **lives,
+        )
 
 
 def write_private(path: str, text: str) -> None:

@@ -36,7 +36,7 @@ class TaskQueue:
     """The tasks of the current lease. ``running`` is the spec that user code works on, or None. ``flush``
     sends results that have been kept back for a batch."""
 
-    def __init__(self, effects: list[tuple[Any, ...]], flush: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, effects: list[tuple[Any, ...]], flush: Callable[[], None]) -> None:
         self.effects = effects
         self._flush = flush
         self.lease_no = -1
@@ -128,18 +128,18 @@ class TaskQueue:
         if not self._revoked:
             self.effects.append(("send", self.owner, pack(Ready(self.lease_no))))
 
-    def remove(self, seq: int, attempt: int, owner_id: bytes | None = None) -> Spec | None:
+    def remove(self, seq: int, attempt: int, owner_id: bytes) -> Spec | None:
         """Cancel: the spec, if it is in the queue and has not started. (Numbers are unique per owner only.)
 
         What came before the node's confirmation is given back instead: its owner knows that it is cancelled.
         """
-        if owner_id is None or (self.owner is not None and self.owner[1] == owner_id):
+        if self.owner is not None and self.owner[1] == owner_id:
             for i, spec in enumerate(self.queue):
                 if spec[0] == seq and spec[1] == attempt:
                     del self.queue[i]
                     return spec
         for lease_no, (owner, specs) in self._early.items():
-            if owner_id is None or owner[1] == owner_id:
+            if owner[1] == owner_id:
                 for i, spec in enumerate(specs):
                     if spec[0] == seq and spec[1] == attempt:
                         del specs[i]

@@ -14,6 +14,8 @@ from minray.wire.messages import Address, Resources
 # result statuses on the wire (see messages.RESULTS); 1 to 3 equal the object statuses of references
 INLINE, STORED, ERROR, MULTI, RETRY, ITEM, END = 1, 2, 3, 4, 5, 6, 7
 
+CHAIN_TOLD = 8  # so many of the tasks that failed one after the other are named in an error
+
 STREAMING = -1  # num_returns of a streaming generator
 DYNAMIC = -2
 
@@ -116,6 +118,18 @@ class Task:
         return (self.seq, self.attempt, wire_name, self.payload, self.extra)
 
 
+def failed_dependency(name: str, cause: Any) -> Any:
+    """The error value of a task whose argument failed for ``cause``. Of a long chain it names the last tasks and
+    the first cause: a value as deep as the chain could neither be sent nor be raised."""
+    names = [name]
+    while cause[0] == "dependency":
+        names.append(cause[1])
+        cause = cause[2]
+    for one in reversed(names[:CHAIN_TOLD]):
+        cause = ("dependency", one, cause)
+    return cause
+
+
 class Stream:
     """A streaming generator at its owner: how far it is, and who waits for the next item."""
 
@@ -171,6 +185,17 @@ class Lease:
         self.idle_since = now
 
 
+class Elsewhere:
+    """What another node was asked for, for one key."""
+
+    __slots__ = ("asked", "declined", "hold")
+
+    def __init__(self) -> None:
+        self.asked = 0  # workers wanted there, as the last LeaseDemand said, less what it has declined since
+        self.declined = 0  # in all, as far as we have heard
+        self.hold = False  # to be queued there
+
+
 class SchedulingKey:
     """Tasks that may share workers: equal resources, strategy, environment and depth."""
 
@@ -178,6 +203,7 @@ class SchedulingKey:
         "avg_ns",
         "depth",
         "description",
+        "elsewhere",
         "env_vars",
         "idle_timer",
         "leases",
@@ -186,6 +212,7 @@ class SchedulingKey:
         "queue",
         "resources",
         "retires",
+        "spilled",
         "steal_timer",
         "strategy",
         "told",
@@ -215,7 +242,9 @@ class SchedulingKey:
         self.queue: deque[Task] = deque()
         self.leases: dict[int, Lease] = {}
         self.unfinished = 0  # queued here or in flight
-        self.told = 0  # what the last LeaseDemand said
+        self.told = 0  # what the last LeaseDemand said; -1: to be said again
+        self.spilled = 0  # workers, in all, that our node does not count because of its LeaseSpills
+        self.elsewhere: dict[bytes, Elsewhere] = {}  # by node
         self.avg_ns = -1.0  # running time of these tasks, smoothed; -1: unknown
         self.idle_timer = False
         self.steal_timer = False

@@ -247,7 +247,7 @@ def test_subscribing_tells_the_state_now(table: ActorTable) -> None:
 
 
 def test_the_dead_are_slim_and_few() -> None:
-    table = ActorTable(lambda spec, load: NODE, keep_dead=2)
+    table = ActorTable(lambda spec, load, avoid: NODE, keep_dead=2)
     for number in range(4):
         table.create(spec(number), subscriber=7)
         effects = table.kill(actor_id(number), no_restart=True)
@@ -295,7 +295,7 @@ def test_hard_affinity_to_a_dead_node_is_unschedulable(table: ActorTable) -> Non
 
 
 def test_a_restored_table_goes_on() -> None:
-    def place(spec: Any, load: Any) -> bytes:
+    def place(spec: Any, load: Any, avoid: Any) -> bytes:
         return NODE
 
     rows: dict[tuple[str, bytes], Any] = {}
@@ -322,7 +322,7 @@ def test_a_restored_table_goes_on() -> None:
 def test_placing_may_fail_at_a_restart() -> None:
     places: list[Any] = [NODE, Unplaceable("its node is gone")]
 
-    def place(spec: Any, load: Any) -> bytes:
+    def place(spec: Any, load: Any, avoid: Any) -> bytes:
         found = places.pop(0)
         if isinstance(found, Unplaceable):
             raise found

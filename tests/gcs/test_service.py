@@ -75,7 +75,7 @@ class Head:
         if join:
             self.gcs.attach_node(NODE, self.to_node.append)
             self.node(Request(1, "add_node", ({"node_id": NODE, "resources": {"CPU": 20_000}},)))
-            assert self.to_node.pop() == Reply(1, True, True)
+            assert self.to_node.pop() == Reply(1, True, {"heartbeat_s": 1.0})
 
     def node(self, message: Message) -> None:
         before = len(self.to_node)

@@ -76,6 +76,8 @@ class World:
             "strategy": None,
             "env_vars": {},
             "description": f"task f{key}",
+            "refused": 0,
+            "hold": False,
             "job": JOB,
             **fields,
         }

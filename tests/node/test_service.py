@@ -225,6 +225,8 @@ def demand(wanted: int = 1, **changes: Any) -> LeaseDemand:
         "strategy": None,
         "env_vars": {},
         "description": "task f",
+        "refused": 0,
+        "hold": False,
         **changes,
     }
     return LeaseDemand(**fields)
@@ -298,8 +300,8 @@ def test_watchers_hear_of_workers_and_drivers(bench: Bench) -> None:
     first, second = bench.worker(1), bench.worker(2)
     first.take(Registered)
     second.take(Registered)
-    first.send(Watch(second.hello.worker_id))
-    first.send(Watch(b"x" * 28))
+    first.send(Watch(second.hello.worker_id, NODE))
+    first.send(Watch(b"x" * 28, NODE))
     assert first.take(Died).worker_id == b"x" * 28
     bench.exits(2, 3 << 8)
     died = first.take(Died)

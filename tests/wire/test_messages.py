@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from minray.wire import control
 from minray.wire import messages as m
 from minray.wire.codec import decode, encode
 from minray.wire.errors import ProtocolError
 
-ALL = sorted(m._REGISTRY.items())
+ALL = sorted(control._REGISTRY.items())
 
 
 @pytest.mark.parametrize("cls", [cls for _, cls in ALL], ids=lambda cls: cls.__name__)
 def test_round_trip(cls: type[m.Message]) -> None:
-    message = cls(*(f"value {i}" for i in range(len(m._FIELDS[cls.TAG]))))
+    message = cls(*(f"value {i}" for i in range(len(control._FIELDS[cls.TAG]))))
     assert m.unpack(decode(encode(m.pack(message)))) == message
     with pytest.raises(ProtocolError):
         m.unpack((*m.pack(message), "one too many"))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from minray.wire import transports
+from minray.wire.codec import encode_framed
 from minray.wire.errors import ConnectionLost
 from minray.wire.reactor import Reactor
-from tests.wire.support import Echo, hello
+from tests.wire.support import Echo, Recorder, hello
 
 
 @pytest.mark.parametrize(
@@ -116,3 +117,38 @@ def test_an_inherited_socket_serves(reactor: Reactor) -> None:
     assert endpoint == f"tcp:127.0.0.1:{sock.getsockname()[1]}"
     with pytest.raises(transports.EndpointError):
         reactor.dial("nowhere", hello(), Echo())
+
+
+def test_endpoints_of_two_parts() -> None:
+    both = "unix:/tmp/with a blank/sock tcp:10.0.0.1:7"
+    assert transports.alternatives(both) == ["unix:/tmp/with a blank/sock", "tcp:10.0.0.1:7"]
+    assert transports.nearest(both, same_machine=True) == "unix:/tmp/with a blank/sock"
+    assert transports.nearest(both, same_machine=False) == "tcp:10.0.0.1:7"
+    assert transports.nearest("unix:/only", same_machine=False) == "unix:/only"
+    assert not transports.is_loopback(both) and transports.is_loopback("unix:/a tcp:127.0.0.1:7")
+
+
+def test_listening_at_two_places_at_once(tmp_path: Path, make: object) -> None:
+    reactor: Reactor = make()  # type: ignore[operator]
+    served = Recorder(reactor)
+    endpoint = reactor.listen(f"unix:{tmp_path}/sock tcp:127.0.0.1:0", served.accept)
+    unix, tcp = transports.alternatives(endpoint)
+    assert unix == f"unix:{tmp_path}/sock" and not tcp.endswith(":0")
+    for place in (endpoint, tcp):
+        conn = reactor.dial(place, hello(), Echo())
+        assert conn.endpoint == place
+        conn.limit_silence(5.0)
+        conn.send_frame(encode_framed((20, place)))
+    served.until_messages(2)
+    assert sorted(served.messages) == [(20, tcp), (20, endpoint)]
+    reactor.unlisten(endpoint)
+    late = Recorder(reactor)
+    reactor.dial(tcp, hello(), late)
+    assert isinstance(late.until_closed(), ConnectionLost)
+
+
+def test_two_places_or_none(tmp_path: Path) -> None:
+    with pytest.raises(transports.EndpointError):
+        transports.make_listeners(f"unix:{tmp_path}/sock tcp:nonsense")
+    (again,) = transports.make_listeners("tcp:127.0.0.1:0")
+    again.close()

@@ -135,7 +135,7 @@ def test_the_owner_counts_whom_it_gives_to() -> None:
     table = Table(A)
     table.own(X).status = STORED
     assert table.give(X, B) is True
-    assert table.did() == [("watch", B[1])]
+    assert table.did() == [("watch", B)]
     assert table.give(X, B) is True
     table.drop(X)
     table.on_releases(B[1], [(X, 1)])
@@ -149,7 +149,7 @@ def test_a_borrower_gives_its_grants_back_at_once() -> None:
     assert table.receive([(X, A, True), (X, A, True)]) == (X, X)
     table.set_contains(table.own(Y), (X, X))
     table.borrow(X, A)
-    assert table.did() == [("watch", A[1])]
+    assert table.did() == [("watch", A)]
     table.drop(Y)
     assert table.did() == []
     table.drop(X)
@@ -161,7 +161,7 @@ def test_nobody_grants_to_the_owner() -> None:
     table.receive([(X, A, True)])
     table.borrow(X, A)
     assert table.give(X, A) is False
-    assert table.did() == [("watch", A[1])]
+    assert table.did() == [("watch", A)]
 
 
 def test_a_borrower_in_its_own_right_tells_the_owner_whom_it_gives_to() -> None:
@@ -193,7 +193,7 @@ def test_borrows_of_what_is_gone_or_not_ours_are_ignored() -> None:
     table.borrow(Y, B)
     table.on_borrows([(Y, C)])
     table.on_releases(C[1], [(Y, 1)])
-    assert table.did() == [("watch", B[1])]
+    assert table.did() == [("watch", B)]
 
 
 def test_arguments_cost_no_message() -> None:
@@ -201,7 +201,7 @@ def test_arguments_cost_no_message() -> None:
     worker.borrow(X, A)
     worker.drop(X)
     assert worker.end_scope([X]) is None
-    assert worker.did() == [("watch", A[1]), ("freed", X)]
+    assert worker.did() == [("watch", A), ("freed", X)]
 
 
 def test_a_task_that_keeps_an_argument_says_so_in_its_reply() -> None:
@@ -236,7 +236,7 @@ def test_a_promise_is_passed_up_by_who_has_the_object_only_as_an_argument_itself
     middle.borrow(X, A)
     middle.hold(X)  # an argument of a nested task
     middle.on_retained([(X, D)])
-    assert middle.did() == [("watch", A[1])]
+    assert middle.did() == [("watch", A)]
     middle.unhold(X)
     middle.drop(X)
     assert middle.end_scope([X]) == [(X, D)]
@@ -266,7 +266,7 @@ def test_a_promise_does_not_entitle_who_has_to_make_it_good() -> None:
     caller.drop(X)
     assert caller.end_scope([X]) == [(X, B)]  # our caller must count us: nobody else does yet
     caller.on_retained([(X, B)])  # the nested task's reply
-    assert caller.did() == [("watch", A[1]), ("borrow", A, X, B)]
+    assert caller.did() == [("watch", A), ("borrow", A, X, B)]
     caller.unhold(X)
     assert caller.did()[0] == ("release", A, X, 2)
 
@@ -322,7 +322,7 @@ def test_an_adopted_reference_needs_no_grant() -> None:
     table = Table(B)
     table.adopt(X, A)
     assert table.give(X, C) is True
-    assert table.did() == [("watch", A[1]), ("borrow", A, X, C)]
+    assert table.did() == [("watch", A), ("borrow", A, X, C)]
     table.drop(X)
     assert table.did() == [("freed", X)]
     table.own(Y)
@@ -375,7 +375,7 @@ def test_lending_to_the_dead_asks_again() -> None:
     table.on_death(B[1])
     table.did()
     table.give(X, B)
-    assert table.did() == [("watch", B[1])]  # which is answered at once
+    assert table.did() == [("watch", B)]  # which is answered at once
 
 
 def test_who_borrows_from_the_dead_is_named() -> None:
@@ -458,7 +458,7 @@ class Processes(RuleBasedStateMachine):
                 self.send(process, self.index_of(effect[1]), ("releases", [effect[2:]]))
             elif kind == "borrow":
                 self.send(process, self.index_of(effect[1]), ("borrows", [effect[2:]]))
-            elif kind == "watch" and self.index_of((b"", effect[1], "")) not in self.processes:
+            elif kind == "watch" and self.index_of(effect[1]) not in self.processes:
                 self.channels.setdefault((-1, process.index), deque()).append(("died", effect[1]))
             elif kind == "freed":
                 process.values.pop(effect[1], None)

@@ -30,6 +30,7 @@ class ActorRole:
         self.facts = self.sim.ledger.actors[order.spec["handle_id"]]
         self.options = order.spec["options"]
         self._check_alone()
+        self.sim.ledger.seen["actor" if self.incarnation == 0 else "actor's restart"] += 1
         self.queue: deque[tuple[Address, tuple[Any, ...]]] = deque()
         self.calls: list[Call] = []
         self.stopping = False

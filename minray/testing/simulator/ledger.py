@@ -5,6 +5,7 @@ Nothing here is visible to the machines under test. A broken promise raises Simu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,6 +42,8 @@ class Ledger:
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
         self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
         self.copies: dict[bytes, int] = {}  # stored objects → copies in the store that their owner knows of
+        self.lost_grants: Counter[tuple[bytes, bytes]] = Counter()  # (object, taker): told to the owner at most
+        self.seen: Counter[str] = Counter()  # what happened how often: for tests that nothing is left out
         self._locations = 0
 
     # -- objects -----------------------------------------------------------------------------------
@@ -78,6 +81,19 @@ class Ledger:
                 self.tainted.add(one)
                 stack.extend(self.contents.get(one, ()))
 
+    def lost(self, taker: bytes, item: Any) -> None:
+        """A dead process has not sent this, although it may have told the owners what is granted in it."""
+        stack = [item]
+        while stack:
+            one = stack.pop()
+            if type(one) is dict:
+                stack.extend(one.values())
+            elif type(one) in (tuple, list):
+                if len(one) == 3 and one[2] is True and type(one[0]) is bytes:
+                    self.lost_grants[(one[0], taker)] += 1
+                else:
+                    stack.extend(one)
+
     # -- the store ---------------------------------------------------------------------------------
 
     def location(self) -> tuple[str, int]:
@@ -91,6 +107,7 @@ class Ledger:
 
     def freed(self, object_id: bytes) -> None:
         """Its owner has freed it: all copies go, as in store.extents."""
+        self.seen["freed in the store"] += 1
         self.copies.pop(object_id, None)
 
     # -- tasks and calls -----------------------------------------------------------------------------
@@ -107,7 +124,10 @@ class Ledger:
         """It starts: may it?"""
         name = (owner, seq)
         self.attempts.add((owner, seq, attempt))
+        self.seen["start"] += 1
+        self.seen["start of a later attempt"] += attempt > 0
         count = self.starts[name] = self.starts.get(name, 0) + 1
+        self.seen["second run"] += count > 1
         limit = self.limits[name]
         if 0 <= limit < count:
             raise SimulationError(f"task {seq} starts for the {count}. time, {limit} allowed")
@@ -117,6 +137,7 @@ class Ledger:
     ) -> None:
         """A call starts: calls of one caller do so in order."""
         self.started(caller, seq, attempt)
+        self.seen["start of a call"] += 1
         if actor.options["concurrency"] > 1 or (caller, seq) in self.unordered:
             return
         number, key = self.call_numbers[(caller, seq)], (incarnation, caller)

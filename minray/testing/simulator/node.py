@@ -105,6 +105,8 @@ class Node:
         if isinstance(msg, StartActor):
             self.do(self.table.start_actor(msg, now))
         elif isinstance(msg, StopActor):
+            if "out of scope" in msg.reason and not msg.graceful:
+                raise SimulationError("an actor is killed, not asked to end, because it is out of scope")
             effects = self.table.stop_actor(
                 msg.actor_id, msg.incarnation, now, graceful=msg.graceful, reason=msg.reason
             )
@@ -272,6 +274,8 @@ class Gcs:
                 raise SimulationError(str(error)) from error
         else:
             assert method == "actor_out_of_scope", method
+            if actors.state_of(args[0]) == "PENDING":
+                raise SimulationError("an actor is out of scope before its constructor has run")
             self._do(actors.out_of_scope(*args))
 
     def _told(self, update: ActorUpdate) -> None:

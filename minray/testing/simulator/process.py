@@ -29,8 +29,7 @@ from minray.wire.messages import (
 from minray.worker.actor_calls import ActorClient
 from minray.worker.core import Core, new_actor_client
 from minray.worker.owner import TaskManager
-from minray.worker.references import STORED
-from minray.worker.tasks import ITEM, MULTI, Function, Lease, SchedulingKey
+from minray.worker.tasks import END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, Function, Lease, SchedulingKey
 
 if TYPE_CHECKING:
     from minray.testing.simulator.run import Simulation
@@ -40,6 +39,9 @@ NODE_ID = b"n" * 28
 GCS_ID = b"g" * 28
 CPU = 10_000
 EOF = ("eof",)  # the connection of a dead process, after what it had sent
+STATUS = {
+    INLINE: "INLINE", STORED: "STORED", ERROR: "ERROR", MULTI: "MULTI", RETRY: "RETRY", ITEM: "ITEM", END: "END",
+}  # fmt: skip
 MAX_PIPELINE = 8
 LEASE_IDLE_S = 0.2
 
@@ -138,7 +140,7 @@ class Process:
         """A message of another core worker."""
         core, tag = self.core, raw[0]
         if tag == RESULTS:
-            self.hear_of(raw[1])
+            self.hear_of(source, raw[1])
             self.sim.check_answers(self, source, raw[1])
             core.on_results(source, raw[1], self.sim.now)
         elif tag == RELEASES:
@@ -170,10 +172,15 @@ class Process:
         else:
             raise SimulationError(f"{self} has no use for {msg}")
 
-    def hear_of(self, results: list[tuple[Any, ...]]) -> None:
+    def hear_of(self, source: Address, results: list[tuple[Any, ...]]) -> None:
         """Stored results: their owner knows from now on that they have to be freed."""
         ledger, object_id = self.sim.ledger, self.core.object_id
-        for seq, _, status, value, _, _ in results:
+        for seq, _, status, value, _, retained in results:
+            ledger.seen["answer " + STATUS[status]] += 1
+            stream = self.core.streams.get(seq)
+            ledger.seen["item said twice"] += status == ITEM and stream is not None and value[0] < stream.produced
+            for _, taker in retained or ():
+                ledger.seen["argument kept" if taker == source else "argument promised to others"] += 1
             if status == STORED:
                 ledger.heard_of(object_id(seq, 1))
             elif status == ITEM and value[1] == STORED:
@@ -200,6 +207,8 @@ class Process:
         self.sim.touched.add(self.worker_id)
         effects = self.core.effects
         while effects:
+            if any(effect[0] == "release" for effect in effects):
+                self.flush()  # a result may name what is released now: its owner has to see that first
             batch = effects[:]
             effects.clear()
             releases: dict[bytes, list[tuple[bytes, int]]] = {}
@@ -211,6 +220,9 @@ class Process:
             for owner, items in releases.items():
                 if owner not in self.core.dead:
                     self.send(owner, (RELEASES, items))
+
+    def flush(self) -> None:
+        """Send the results that wait for a batch, if it is a worker."""
 
     def send(self, target: bytes, raw: tuple[Any, ...]) -> None:
         """To another core worker."""
@@ -224,7 +236,7 @@ class Process:
         elif kind == "node":
             self.sim.network.send(self.worker_id, NODE_ID, effect[1])
         elif kind == "watch":
-            self.sim.network.send(self.worker_id, NODE_ID, Watch(effect[1]))
+            self.sim.network.send(self.worker_id, NODE_ID, Watch(effect[1][1], effect[1][0]))
         elif kind == "borrow":
             self.send(effect[1][1], (BORROWS, [effect[2:4]]))
         elif kind == "timer":

@@ -19,6 +19,7 @@ Steps = Iterator[None]
 MAX_DEPTH = 3  # of nested tasks
 RETRIES = (0, 0, 1, 3, -1)
 BURSTS = (1, 1, 1, 1, 2, 3, 8)  # tasks that are submitted in one go
+CALLS_IN_A_ROW = (1, 2, 3, 6)
 TOO_MUCH = 99  # CPUs that no node has
 
 
@@ -93,13 +94,13 @@ class Frame:
     def act(self) -> Steps:
         """One random thing."""
         actions = [self.put, self.get, self.forget, self.consume, self.look_up, self.cancel]
-        weights = [20, 25, 20, 15, 2, 5]
+        weights = [20, 25, 20, 15, 3, 8]
         if self.sim.budget > 0:
             actions.append(self.call)
-            weights.append(15)
+            weights.append(25)
             if self.process.depth < MAX_DEPTH:
                 actions += [self.submit, self.pass_on, self.create, self.kill]
-                weights += [30, 10, 6, 2]
+                weights += [30, 10, 8, 4]
         (action,) = self.rng.choices(actions, weights)
         return action()
 
@@ -159,10 +160,12 @@ class Frame:
         yield
 
     def cancel(self) -> Steps:
-        """Cancel some unfinished task or call of this process."""
+        """Cancel some unfinished tasks or calls of this process."""
         core, rng = self.core, self.rng
-        tasks = [*core.owner.tasks.values(), *core.calls.tasks.values()]
-        if tasks:
+        for _ in range(rng.choice((1, 1, 3))):
+            tasks = [*core.owner.tasks.values(), *core.calls.tasks.values()]
+            if not tasks:
+                break
             task = rng.choice(tasks)
             force = task.actor is None and rng.random() < 0.3
             core.cancel_task(task, force=force, recursive=rng.random() < 0.5)
@@ -280,8 +283,8 @@ class Frame:
         core.refs.set_contains(record, tuple(i for i, _ in inner))
         actor_id = rng.randbytes(12) + process.job_id
         options = {
-            "max_restarts": rng.choice((0, 0, 1, -1)),
-            "max_task_retries": rng.choice((0, 0, 1, -1)),
+            "max_restarts": rng.choice((0, 1, 2, -1)),
+            "max_task_retries": rng.choice((0, 1, 2, -1)),
             "concurrency": rng.choice((1, 1, 3)),
             "fails": rng.random() < 0.05,
         }
@@ -306,6 +309,7 @@ class Frame:
         while number in process.creating:
             yield
         self.waiting = None
+        yield from self.call()
 
     def _some_actor(self) -> tuple[ActorFacts, bool] | None:
         """An actor whose handle we have, and whether it is counted."""
@@ -323,7 +327,7 @@ class Frame:
         if chosen is None:
             return
         facts, counted = chosen
-        for _ in range(self.rng.randint(1, 3)):
+        for _ in range(self.rng.choice(CALLS_IN_A_ROW)):
             if counted and facts.handle_id not in [h[0] for h in self.in_hand()]:
                 return
             self.call_once(facts, counted=counted)

@@ -66,6 +66,7 @@ class Call(Frame):
             if interruptible and self.rng.random() < 0.3:
                 self.cancelled = False
                 self.waiting = None
+                self.sim.ledger.seen["interrupt"] += 1
                 self.script.throw(Interrupt())
             else:
                 next(self.script)
@@ -103,6 +104,7 @@ class Call(Frame):
             if type(value) is not bytes:
                 self.scope += [r[0] for r in value[2]]
                 self.take(value[2])
+        self.core.refs.begin_scope(self.scope)
 
     def _outcome(self) -> Generator[None, None, tuple[int, Any]]:
         """What it returns, raises or yields."""
@@ -294,10 +296,12 @@ class Worker(Process):
 
     def _on_cancel(self, owner: Address, msg: Any) -> None:
         if self.actor is not None and self.actor.remove(owner, msg.seq, msg.attempt):
+            self.sim.ledger.seen["call cancelled before its start"] += 1
             self.outbox_add(owner, (msg.seq, msg.attempt, ERROR, ("cancelled", "m"), -1, None))
             self.flush()
             return
         if self.queue.remove(msg.seq, msg.attempt, owner[1]) is not None:
+            self.sim.ledger.seen["task cancelled before its start"] += 1
             self.outbox_add(owner, (msg.seq, msg.attempt, ERROR, ("cancelled", "f"), -1, None))
             self.flush()
             return

@@ -1,0 +1,153 @@
+"""The way from a node to the head of its cluster: one connection, found again when it breaks.
+
+    DIALLING ──add_node is answered──▶ JOINED
+       ▲ │                               │
+       │ └── no answer: again, for a while ◀── the connection ends
+       └── patience over · wrong token or version · Fenced ──▶ LOST: the node ends
+
+Made by ``daemon.py`` for a node whose head is another process. The node speaks through ``send`` and hears through
+``deliver``, as it does with a GCS in its own process. What it says while there is no connection waits, but for
+its reports, which are stale by then. A head that still runs has declared the node dead when the connection
+broke, and says so (Fenced); one that has come back takes the node in again.
+
+Invariants: ``add_node`` is the first message on each connection; after LOST nothing is sent, and ``lost`` is
+called once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from minray._base import log
+from minray.wire.errors import HandshakeError, WireError
+from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, pack, unpack
+from minray.wire.reactor import Connection, Reactor
+
+REDIAL_S = 0.2
+JOIN_S = 4.0  # how long the first connection may take: whoever has typed a wrong address wants to know
+JOIN_REQUEST = 0  # the node's own requests count from 1
+
+
+class GcsLink:
+    """See the file's head.
+
+    Args:
+        endpoint: of the head.
+        hello: says who the node is; role "node".
+        patience_s: how long a broken connection is tried again.
+        silence_s: a head that acknowledges nothing for so long is gone.
+        deliver: what the GCS says.
+        joined: the answer to ``add_node``.
+        lost: there is no way back, and why.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        endpoint: str,
+        hello: Hello,
+        *,
+        patience_s: float,
+        silence_s: float,
+        deliver: Callable[[Message], None],
+        joined: Callable[[dict[str, Any]], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        self._hello = hello
+        self._patience_s = patience_s
+        self._silence_s = silence_s
+        self._deliver = deliver
+        self._on_joined = joined
+        self._on_lost = lost
+        self._info: dict[str, Any] = {}
+        self._conn: Connection | None = None
+        self._waiting: list[tuple[Any, ...]] = []
+        self._deadline = 0.0
+        self._over = False
+        self._ever = False  # it has been JOINED
+        self.joined = False
+
+    def join(self, info: dict[str, Any]) -> None:
+        """Go there and say ``add_node(info)``."""
+        self._info = info
+        patience = min(JOIN_S, max(self._patience_s, REDIAL_S))
+        self._deadline = monotonic() + patience
+        self._reactor.call_later(patience + REDIAL_S, self._join_late)
+        self._dial()
+
+    def _join_late(self) -> None:
+        if not self._ever and not self._over:
+            self._give_up(f"nobody has answered at {self._endpoint}")
+
+    def send(self, message: Message) -> None:
+        """To the GCS, now or when it is there again."""
+        if self.joined and self._conn is not None:
+            self._conn.send(pack(message))
+        elif not self._over and not isinstance(message, NodeReport):
+            self._waiting.append(pack(message))
+
+    def leave(self, reason: str) -> None:
+        """The node ends: say so, and be gone."""
+        if not self._over:
+            self._over = True
+            if self._conn is not None:
+                if self.joined:
+                    self._conn.send(pack(Request(JOIN_REQUEST, "leave", (reason,))))
+                self._conn.close()
+
+    def _dial(self) -> None:
+        if self._over:
+            return
+        self._conn = self._reactor.dial(self._endpoint, self._hello, self)
+        self._conn.limit_silence(self._silence_s)
+        self._conn.send(pack(Request(JOIN_REQUEST, "add_node", (self._info,))))
+
+    # -- the reactor's side --------------------------------------------------------------------------
+
+    def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
+        """Reactor: orders, answers and news."""
+        for raw in messages:
+            if self._over:
+                return
+            message = unpack(raw)
+            if isinstance(message, Fenced):
+                self._give_up(f"the head counts it as dead: {message.reason}")
+            elif isinstance(message, Reply) and message.request_id == JOIN_REQUEST:
+                self._answered(conn, message)
+            else:
+                self._deliver(message)
+
+    def _answered(self, conn: Connection, reply: Reply) -> None:
+        if not reply.ok:
+            self._give_up(f"the head refuses it: {reply.value[1]}")
+            return
+        self.joined = self._ever = True
+        waiting, self._waiting = self._waiting, []
+        conn.send_many(waiting)
+        self._on_joined(reply.value)
+
+    def on_close(self, conn: Connection, error: WireError | None) -> None:
+        """Reactor: the connection has ended, or never came to be."""
+        if self._over or conn is not self._conn:
+            return
+        self._conn = None
+        if self.joined:
+            self.joined = False
+            self._deadline = monotonic() + self._patience_s
+            log.warning("the connection to the head at %s is lost: %s", self._endpoint, error)
+        if isinstance(error, HandshakeError) or monotonic() + REDIAL_S > self._deadline:
+            self._give_up(f"there is no connection to the head at {self._endpoint}: {error}")
+        else:
+            self._reactor.call_later(REDIAL_S, self._dial)
+
+    def _give_up(self, reason: str) -> None:
+        self._over = True
+        self.joined = False
+        self._waiting.clear()
+        if self._conn is not None:
+            self._conn.close()
+        self._on_lost(reason)

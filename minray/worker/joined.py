@@ -1,0 +1,65 @@
+"""The cluster that a driver joins, through the node of its own machine: ``init(address=…)``.
+
+Every daemon of a cluster says in its session's record to which head it belongs. The driver looks through the
+records of its user, takes the node of that cluster (the head's own, if it is here) and its secret from the same
+folder, and talks to that node as it would to one that it had started. Its end is the end of its job and of
+nothing else.
+
+Called by ``worker.connect``. Invariant: nothing here starts or ends a process.
+"""
+
+from __future__ import annotations
+
+import os
+
+from minray._base.config import Config
+from minray._base.process import is_alive
+from minray.worker.launch import last_lines
+from minray.worker.session_folder import LOGS, SessionInfo, find_sessions
+
+
+class JoinedCluster:
+    """Has what a driver needs of a ``LocalCluster``."""
+
+    stays = True  # when the driver ends
+
+    def __init__(self, info: SessionInfo) -> None:
+        self.info = info
+        self.token = info.token()
+        self.endpoint = info.endpoint
+        self.session_dir = info.folder
+        try:
+            self._log_fd = os.open(os.path.join(info.folder, LOGS, "daemon.log"), os.O_RDONLY)
+        except OSError:  # the log of a node that ends just now
+            self._log_fd = -1
+
+    def hang_up(self) -> None:
+        """The node stays."""
+
+    def stop(self, timeout: float = 0.0) -> None:
+        """The driver is done with it."""
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+    def explain_end(self) -> str:
+        """Why the node is not there any more, for an error."""
+        life = self.info.daemon
+        what = "runs, but its connection is lost" if life is not None and is_alive(*life) else "has ended"
+        return f"the node process of this machine (pid {life[0] if life else 0}) {what}{last_lines(self._log_fd)}"
+
+    def after_fork_child(self) -> None:
+        """In a forked child of the driver."""
+        self.stop()
+
+
+def find_cluster(config: Config, address: str) -> JoinedCluster:
+    """The cluster whose head is at ``address`` ("host:port"). ConnectionError if no node of it is here."""
+    wanted = f"tcp:{address.removeprefix('tcp:')}"
+    nodes = [info for info in find_sessions(config) if info.gcs == wanted]
+    if not nodes:
+        raise ConnectionError(
+            f"no running cluster can be reached at address={address!r}: this machine has no node of it that "
+            f"belongs to you (looked in {config.temp_root()})"
+        )
+    return JoinedCluster(next((info for info in nodes if info.is_head), nodes[0]))
