@@ -69,6 +69,7 @@ class Ending:
         self._finished = True
         node = self._node
         node.logs.close_all()
+        node.log_routes.close()
         for peer in list(node.peers.values()):
             peer.conn.close()
         node.store.shutdown()

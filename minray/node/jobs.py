@@ -44,14 +44,16 @@ class Jobs:
             "namespace": namespace,
             "env_vars": dict(said.get("env_vars") or {}),
             "log_to_driver": bool(said.get("log_to_driver", self._node.config.log_to_driver)),
+            "driver": said.get("driver"),  # its Address
         }
 
     # -- drivers of this node ------------------------------------------------------------------------
 
     def register_driver(self, peer: Peer, message: Register) -> None:
         """A driver: the GCS makes its job, then it is answered."""
-        node, hello, said = self._node, peer.conn.hello, message.job_info
+        node, hello = self._node, peer.conn.hello
         assert hello is not None
+        said = {**message.job_info, "driver": (node.node_id, hello.worker_id, hello.endpoint)}
         info = {
             "driver_worker_id": hello.worker_id,
             "driver_pid": hello.pid,

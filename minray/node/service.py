@@ -41,6 +41,7 @@ from minray.node.ending import Ending
 from minray.node.jobs import Jobs
 from minray.node.launcher import ForkLauncher, Launcher, SpawnLauncher
 from minray.node.leases import LeaseTable
+from minray.node.log_routes import LogRoutes
 from minray.node.logs import LogHub
 from minray.node.membership import Membership
 from minray.node.orders import ORDERS
@@ -110,6 +111,7 @@ class NodeService:
         self.peers: dict[bytes, Peer] = {}  # registered ones, by worker_id
         self.jobs = Jobs(self, session["sys_path"])
         self.strangers = Strangers(self)
+        self.log_routes = LogRoutes(self)
         self._session = session
         self._offer = node
         self._zygote = (zygote_sock, zygote_life or (0, 0.0))
@@ -425,11 +427,16 @@ class NodeService:
         self._deliver_lines(job_id, LogLines(os.getpid(), "minray", True, text.splitlines()))
 
     def _deliver_lines(self, job_id: bytes, message: LogLines) -> bool:
-        peer = self.peers.get(self.jobs.drivers.get(job_id, b""))
-        if peer is None or not self.jobs.config(job_id)["log_to_driver"]:
+        job = self.jobs.config(job_id)
+        if not job["log_to_driver"]:
             return False
-        peer.conn.send(pack(message))
-        return True
+        peer = self.peers.get(self.jobs.drivers.get(job_id, b""))
+        if peer is not None:
+            peer.conn.send(pack(message))
+            return True
+        driver = job["driver"]
+        elsewhere = driver is not None and driver[0] != self.node_id
+        return elsewhere and self.log_routes.send(job_id, driver, message)
 
     def settle(self) -> None:
         """After each step: let the one timer stand for the earliest deadline."""

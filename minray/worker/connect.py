@@ -49,7 +49,7 @@ class Driver(CoreWorker):
     ) -> None:
         super().__init__(reactor, options.config, hello)
         self.cluster = cluster
-        self._printer = LogPrinter(self.tell_node)
+        self._printer = LogPrinter()
         self._old_sigint: Any = None
         if options.log_to_driver:
             self.handle(LogLines, self._printer.on_lines)
@@ -121,12 +121,14 @@ class Driver(CoreWorker):
             self.reactor.close()
 
     def _fetch_last_lines(self) -> None:
-        """A node that stays sends what workers have printed so far."""
-        if self.cluster.stays and not self.closed:
+        """Nodes that stay send what workers have printed so far."""
+        if not self.cluster.stays or self.closed:
+            return
+        for conn in (self.node, *self._printer.others):
             try:
-                self.request(self.node, "flush_logs", (), LAST_LINES_S)
+                self.request(conn, "flush_logs", (), LAST_LINES_S)
             except RaySystemError:  # it is gone, or busy: then without
-                return
+                continue
 
     def _wait_for_last_lines(self) -> None:
         """A node that ends with us ends the workers, forwards what they had printed, and closes the connection."""

@@ -12,23 +12,26 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
-from minray.wire.messages import LogAck, LogLines, Message
+from minray.wire.messages import LogAck, LogLines, pack
+from minray.wire.reactor import Connection
+from minray.wire.transports import nearest, split_tcp
 
 
 class LogPrinter:
-    """Prints LogLines; ``ack`` sends LogAck to the node."""
+    """Prints LogLines; whoever sent them hears of it by LogAck. Lines of other nodes say where they are from."""
 
-    def __init__(self, ack: Callable[[Message], None]) -> None:
-        self._ack = ack
-        self._lines: queue.SimpleQueue[LogLines | None] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        self.others: set[Connection] = set()  # other nodes that have sent lines
+        self._lines: queue.SimpleQueue[tuple[Connection, LogLines] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def on_lines(self, _conn: Any, msg: LogLines) -> None:
+    def on_lines(self, conn: Connection, msg: LogLines) -> None:
         """Reactor: lines have come."""
-        self._lines.put(msg)
+        if conn.hello is not None:  # it has dialled us
+            self.others.add(conn)
+        self._lines.put((conn, msg))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="minray-log", daemon=True)
             self._thread.start()
@@ -41,10 +44,11 @@ class LogPrinter:
 
     def _run(self) -> None:
         while True:
-            msg = self._lines.get()
-            if msg is None:
+            entry = self._lines.get()
+            if entry is None:
                 return
-            prefix = f"({msg.name} pid={msg.worker_pid}) "
+            conn, msg = entry
+            prefix = f"({msg.name} pid={msg.worker_pid}{_where(conn)}) "
             stream: TextIO = sys.stderr if msg.is_stderr else sys.stdout
             size = sum(len(line) + 1 for line in msg.lines)
             try:
@@ -52,4 +56,12 @@ class LogPrinter:
                 stream.flush()
             except (OSError, ValueError):
                 pass  # the user's stream is closed or its reader gone: nobody wants the lines
-            self._ack(LogAck(size))
+            conn.send(pack(LogAck(size)))
+
+
+def _where(conn: Connection) -> str:
+    """``, ip=…`` for another node."""
+    if conn.hello is None:
+        return ""
+    part = nearest(conn.hello.endpoint, same_machine=False)
+    return f", ip={split_tcp(part[4:])[0]}" if part.startswith("tcp:") else ""
