@@ -1,0 +1,171 @@
+"""What of a demand goes to other nodes. See also tests/sim/test_leases_over_nodes.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minray.node.demands import WorkerClass
+from minray.wire.messages import (
+    ClusterView,
+    LeaseDecline,
+    LeaseGrant,
+    LeaseInfeasible,
+    LeaseSpill,
+    Resources,
+)
+
+from .support import CPU1, DRIVER, JOB, World
+
+STRANGER = b"s" * 28
+A, B = b"a" * 28, b"b" * 28
+
+
+def row(node_id: bytes, free: Resources, totals: Resources | None = None, **labels: str) -> tuple[Any, ...]:
+    return (node_id, f"tcp:{node_id[:1].decode()}:1", "10.0.0.1", totals or free, free, labels, 0)
+
+
+class Cluster(World):
+    def see(self, *rows: tuple[Any, ...], gone: tuple[bytes, ...] = ()) -> None:
+        self.table.away.view.apply(ClusterView(list(rows), list(gone)))
+        self.do(self.table.view_changed(self.now))
+
+    def stranger(self, wanted: int, **fields: Any) -> None:
+        if STRANGER not in self.table.addresses:
+            self.table.stranger_joined(STRANGER, (A, STRANGER, "tcp:a:2"), WorkerClass(JOB))
+        self.demand(wanted, owner=STRANGER, **fields)
+
+    def spills(self) -> list[tuple[bytes, int, bool]]:
+        return [(m.node_id, m.count, m.hold) for m in self.take(LeaseSpill, DRIVER)]
+
+
+def test_what_fits_here_stays_here() -> None:
+    world = Cluster(cpus=2)
+    world.see(row(A, {"CPU": 80_000}))
+    world.demand(2)
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 2
+    assert world.spills() == []
+
+
+def test_what_lacks_resources_goes_where_they_seem_free() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 20_000}), row(B, {"CPU": 10_000}))
+    world.demand(6)
+    assert sorted(world.spills()) == [(A, 2, False), (B, 1, False)]
+    world.see(row(A, {"CPU": 10_000}, {"CPU": 20_000}))
+    assert world.spills() == [(A, 1, False)], "news of the others are looked at"
+
+
+def test_a_refusal_that_the_owner_has_not_heard_of_is_not_asked_for_twice() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 20_000}))
+    world.demand(3)
+    assert world.spills() == [(A, 2, False)]
+    world.demand(4)  # sent before the spill was heard
+    (demand,) = world.table.demands.values()
+    assert demand.wanted == 2
+    world.demand(2, refused=2)
+    assert demand.wanted == 2
+
+
+def test_a_demand_that_can_never_run_here_is_held_where_it_can() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {}, {"GPU": 10_000}), row(B, {"CPU": 10_000}))
+    world.demand(3, resources={"GPU": 10_000})
+    assert world.spills() == [(A, 3, True)]
+    assert not world.table.demands
+
+
+def test_what_nobody_can_hold_is_said_with_all_totals_and_tried_when_a_node_joins() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 30_000}))
+    world.demand(1, resources={"TPU": 10_000})
+    (warning,) = world.take(LeaseInfeasible)
+    assert not warning.fatal
+    assert "TPU: 1" in warning.text and "CPU: 1" in warning.text and "CPU: 3" in warning.text
+    world.see(row(B, {"TPU": 10_000}))
+    assert world.spills() == [(B, 1, False)]
+    world.pass_time(60)
+    assert world.take(LeaseInfeasible) == []
+
+
+def test_affinity() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {}, {"CPU": 10_000}))
+    world.demand(2, key=1, strategy=("affinity", A, False))
+    assert world.spills() == [(A, 2, True)]
+    world.demand(1, key=2, strategy=("affinity", B, False))
+    (fatal,) = world.take(LeaseInfeasible)
+    assert fatal.fatal and B.hex() in fatal.text
+    world.demand(1, key=3, strategy=("affinity", B, True))
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 1
+
+
+def test_labels() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 10_000}, zone="a"), row(B, {"CPU": 10_000}, zone="b"))
+    world.demand(1, strategy=("labels", {"zone": ("in", ("b",))}, {}))
+    assert world.spills() == [(B, 1, False)]
+    world.demand(1, key=2, strategy=("labels", {"zone": ("in", ("c",))}, {}))
+    (warning,) = world.take(LeaseInfeasible)
+    assert "zone in (c)" in warning.text
+
+
+def test_spread_goes_round() -> None:
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 40_000}), row(B, {"CPU": 40_000}))
+    world.demand(6, strategy="SPREAD")
+    assert sorted(world.spills()) == [(A, 2, False), (B, 2, False)]
+
+
+def test_a_stranger_gets_what_is_free_and_a_no_for_the_rest() -> None:
+    world = Cluster(cpus=1)
+    world.stranger(3)
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
+    world.register_all()
+    assert len(world.take(LeaseGrant, STRANGER)) == 1
+
+
+def test_a_stranger_that_asks_for_what_is_not_here_hears_no() -> None:
+    world = Cluster(cpus=1)
+    world.stranger(2, resources={"GPU": 10_000})
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
+
+
+def test_a_stranger_may_wait_if_it_is_to_be_held() -> None:
+    world = Cluster(cpus=1)
+    world.demand(1)
+    world.register_all()
+    (mine,) = world.take(LeaseGrant)
+    world.stranger(1, hold=True)
+    assert world.take(LeaseDecline) == []
+    world.do(world.table.returned(DRIVER, mine.lease_no, False, world.now))
+    assert len(world.take(LeaseGrant, STRANGER)) == 1
+
+
+def test_nothing_is_spilled_for_strangers() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(B, {"CPU": 80_000}))
+    world.stranger(3)
+    assert world.take(LeaseSpill) == []
+
+
+def test_an_owner_that_is_gone_is_forgotten() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 20_000}))
+    world.demand(3, strategy="SPREAD")
+    world.stranger(1)
+    for owner in (DRIVER, STRANGER):
+        world.do(world.table.owner_gone(owner, world.now))
+    away = world.table.away
+    assert not away.strangers and not away._refused and not away._turns
+
+
+def test_cpu_free_requests_are_spilled_nowhere_when_they_fit() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, CPU1))
+    world.demand(3, resources={})
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 3
+    assert world.spills() == []
