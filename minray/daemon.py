@@ -291,10 +291,10 @@ class NodeRouter:
         rest: list[tuple[Any, ...]] = []
         for raw in messages:
             if raw[0] == _REQUEST and raw[2] == "add_node" and not self.admitted:
-                if not self.gcs.admit_node(self.node_id, conn):
+                self.admitted = self.gcs.admit_node(self.node_id, conn, _request(raw))
+                if not self.admitted:
                     return
-                self.admitted = True
-            if self.admitted and (raw[0] == _REQUEST or raw[0] in _FOR_GCS):
+            elif self.admitted and (raw[0] == _REQUEST or raw[0] in _FOR_GCS):
                 self.gcs.on_node(self.node_id, unpack(raw))
             else:
                 rest.append(raw)

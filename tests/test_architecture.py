@@ -40,15 +40,21 @@ LATER = {"daemon"}  # what cli may import, but only inside functions: `minray st
 
 # Decisions: state in, effects out. They get `now` and messages, and touch nothing of the outside.
 PURE = (
+    "_base/node_index.py",
     "store/arena.py",
     "store/extents.py",
     "wire/election.py",
     "node/leases.py",
     "node/worker_pool.py",
+    "node/actor_placement.py",
+    "node/deaths.py",
+    "node/view.py",
     "gcs/actors.py",
+    "gcs/deaths.py",
     "gcs/jobs.py",
     "gcs/nodes.py",
     "gcs/kv.py",
+    "gcs/view.py",
     "worker/owner.py",
     "worker/references.py",
 )

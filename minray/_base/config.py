@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 PREFIX = "MINRAY_"
@@ -39,6 +39,9 @@ _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
     "shutdown_grace_s", "gcs_reconnect_s",
 )  # fmt: skip
+
+# Files that each process of a session opens, wherever its working folder is.
+_FILES = ("token_file", "tls_cert", "tls_key", "tls_ca")
 
 # What other software says about this process's share of the machine: field → variables, first one wins.
 _FOREIGN: dict[str, tuple[str, ...]] = {
@@ -70,7 +73,11 @@ class Config:
     max_frame: int = 256 * MIB  # a peer that announces a longer frame is cut off
     spin_us: int = 50  # how long a waiter polls before it sleeps; 0: never
     handshake_s: float = 10.0  # a connection that has not authenticated by then is closed
-    token: str | None = None  # shared secret of the cluster; None: made per session
+    token: str | None = field(default=None, repr=False)  # the cluster's shared secret; None: made per session
+    token_file: str | None = None  # the same in a file of mode 0600
+    tls_cert: str | None = None  # TLS for TCP connections, all three or none: this machine's certificate,
+    tls_key: str | None = None  # its key,
+    tls_ca: str | None = None  # and the authority whose certificates are let in (files, PEM)
     # --- tasks
     inline_limit: int = 100 * KIB  # larger values live in shared memory
     max_pipeline: int = 64  # tasks in flight per leased worker
@@ -122,9 +129,23 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(_complaint(name, value, "must not be negative"))
+        self._check_security()
         soft, hard = self.max_workers_soft, self.max_workers_hard
         if soft is not None and hard is not None and soft > hard:
             raise ValueError(_complaint("max_workers_soft", soft, f"must be at most max_workers_hard={hard}"))
+
+    def _check_security(self) -> None:
+        if self.token == "":
+            raise ValueError("MINRAY_TOKEN (setting 'token') is empty: unset it, or set it to the cluster's token")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError(
+                f"MINRAY_TOKEN and MINRAY_TOKEN_FILE={self.token_file!r} are both set: unset one of them"
+            )
+        given = {f"MINRAY_{name.upper()}": getattr(self, name) for name in ("tls_cert", "tls_key", "tls_ca")}
+        missing = [name for name, value in given.items() if value is None]
+        if 0 < len(missing) < len(given):
+            said = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+            raise ValueError(f"TLS needs three files: {' and '.join(missing)} is missing beside {said}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
@@ -157,6 +178,12 @@ class Config:
                 raise ValueError(f"unknown setting {name}={value!r}; known ones: {known}")
             if value is not None:
                 values[name] = value
+        for name, other in (("token", "token_file"), ("token_file", "token")):
+            if overrides.get(name) is not None and overrides.get(other) is None:
+                values.pop(other, None)  # said by the caller: it beats the environment in either form
+        for name in _FILES:
+            if isinstance(values.get(name), str):
+                values[name] = os.path.abspath(os.path.expanduser(values[name]))
         return cls(**values)
 
     def replace(self, **changes: Any) -> Config:
@@ -232,7 +259,8 @@ def _foreign(environ: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
 
 
 def _complaint(name: str, value: Any, problem: str) -> str:
-    return f"{PREFIX}{name.upper()} (setting {name!r}) {problem}, got {value!r}"
+    shown = "another" if name == "token" else repr(value)
+    return f"{PREFIX}{name.upper()} (setting {name!r}) {problem}, got {shown}"
 
 
 def _has_type(value: Any, annotation: str) -> bool:

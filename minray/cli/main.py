@@ -24,6 +24,10 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "start": Command("minray.cli.start", "start the head of a cluster on this machine, or let this machine join one"),
+    "stop": Command("minray.cli.stop", "end your nodes of a cluster on this machine"),
+    "status": Command("minray.cli.status", "show a cluster's nodes, what is in use, and what waits and why"),
+    "health-check": Command("minray.cli.health_check", "exit with 0 if a cluster answers, else with 1"),
     "microbenchmark": Command(
         "minray.cli.microbenchmark.command",
         "measure this machine: minray, the raw floors, the standard library's pools, and Ray if it is there",

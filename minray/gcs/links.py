@@ -101,8 +101,6 @@ class NodeLinks:
     def attach(self, node_id: bytes, deliver: Deliver, peer: NodePeer | None = None) -> None:
         """From now on the node is reached this way."""
         self._links[node_id] = NodeLink(deliver, peer)
-        if peer is not None:
-            self.heard(node_id)
 
     def detach(self, node_id: bytes) -> None:
         """The node is lost."""

@@ -154,8 +154,9 @@ class GcsService:
         """The node of this process: orders and replies for it go through ``deliver``."""
         self._links.attach(node_id, deliver)
 
-    def admit_node(self, node_id: bytes, peer: NodePeer) -> bool:
-        """A node of another machine has connected and wants to join. False: it counts as dead, and is told so."""
+    def admit_node(self, node_id: bytes, peer: NodePeer, request: Request) -> bool:
+        """A node of another machine has connected and says ``add_node``. False: it counts as dead, and is told
+        so."""
         reason = self._nodes.why_fenced(node_id)
         if node_id in self._links:  # what was said meanwhile is lost, so nobody can know what it runs
             reason = "its connection to the head was lost"
@@ -164,6 +165,7 @@ class GcsService:
             refuse(peer, reason)
             return False
         self._links.attach(node_id, lambda message: peer.send(pack(message)), peer)
+        self.on_node(node_id, request)
         return True
 
     def node_closed(self, node_id: bytes, peer: NodePeer, reason: str) -> None:
@@ -196,7 +198,7 @@ class GcsService:
 
     def _on_node_request(self, node_id: bytes, link: NodeLink, request: Request) -> None:
         if request.method == "leave":
-            self.node_lost(node_id, *request.args)
+            self.node_lost(node_id, *request.args, expected=True)
         elif request.method == "job_end" and self._jobs.is_running(*request.args):
             self._job_ends.setdefault(request.args[0], []).append((node_id, request.request_id))
         else:
@@ -215,7 +217,7 @@ class GcsService:
             cause = node_died(node_id, self._nodes.death_of(node_id))
             self._do([("order", asker, Died(question.worker_id, -1, -1, -1, cause))])
 
-    def node_lost(self, node_id: bytes, reason: str) -> None:
+    def node_lost(self, node_id: bytes, reason: str, *, expected: bool = False) -> None:
         """A machine is gone: its drivers' jobs are over, its actors restart elsewhere."""
         if self._ending:
             return
@@ -223,7 +225,8 @@ class GcsService:
         self._links.detach(node_id)
         self._do(effects)
         if known:
-            log.warning("node %s is lost: %s", node_id.hex()[:8], reason)
+            if not expected:
+                log.warning("node %s is lost: %s", node_id.hex()[:8], reason)
             for job_id in self._jobs.of_node(node_id):
                 self._finish_job(job_id)
             self._do(self._actors.node_lost(node_id, reason))

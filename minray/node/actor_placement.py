@@ -40,7 +40,8 @@ class ActorPlacements:
         self._demands: dict[tuple[bytes, int], Demand] = {}  # waiting or running
         self._seen: dict[bytes, int] = {}  # actor → newest incarnation ever ordered
         self._checks: list[tuple[float, bytes, int]] = []  # a heap: when to ask whether it had better go
-        self._alone = True  # no other node so far
+        self._checked: set[tuple[bytes, int]] = set()  # who is in there
+        self._parked = False  # somebody waits unchecked: there was no other node
 
     def place(self, msg: StartActor, now: float) -> list[Effect]:
         """An order of the GCS."""
@@ -71,21 +72,27 @@ class ActorPlacements:
         table.demands[(owner, demand.key)] = demand
         effects = table.admit(demand, now)
         effects += table.schedule(now)
-        if not demand.leases and demand.missing > 0 and table.away.view.nodes:
+        if not demand.leases and demand.missing > 0:
             self._check_later(actor, now)
         return effects
 
     def view_changed(self, now: float) -> None:
         """If this is not the only node any more, those that wait may have somewhere to go."""
-        if self._alone and self._table.away.view.nodes:
-            self._alone = False
+        if self._parked and self._table.away.view.nodes:
+            self._parked = False
             for demand in self._demands.values():
                 if demand.actor is not None and not demand.leases:
                     self._check_later(demand.actor, now)
 
     def _check_later(self, actor: ActorPlacement, now: float) -> None:
+        key = (actor.actor_id, actor.incarnation)
+        if not self._table.away.view.nodes:
+            self._parked = True
+        if self._parked or key in self._checked:
+            return
+        self._checked.add(key)
         patience = PATIENCE_S * 2 ** min(DOUBLINGS, actor.spec.get("bounces", 0))
-        heapq.heappush(self._checks, (now + patience, actor.actor_id, actor.incarnation))
+        heapq.heappush(self._checks, (now + patience, *key))
 
     def next_deadline(self) -> float | None:
         """When ``tick`` should be called next."""
@@ -96,6 +103,7 @@ class ActorPlacements:
         effects: list[Effect] = []
         while self._checks and self._checks[0][0] <= now:
             _, actor_id, incarnation = heapq.heappop(self._checks)
+            self._checked.discard((actor_id, incarnation))
             demand = self._demands.get((actor_id, incarnation))
             if demand is None or demand.actor is None or demand.leases:
                 continue
@@ -187,6 +195,7 @@ class ActorPlacements:
 
     def check_invariants(self) -> None:
         """What is kept here is waiting or running, and known to the table."""
+        assert self._checked == {check[1:] for check in self._checks} and len(self._checked) == len(self._checks)
         for (actor_id, incarnation), demand in self._demands.items():
             assert demand.key == _key(actor_id, incarnation)
             assert self._table.demands[(demand.owner, demand.key)] is demand

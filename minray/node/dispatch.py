@@ -182,7 +182,7 @@ def _request(node: NodeService, peer: Peer, message: m.Request) -> None:
         value: Any = ("RaySystemError", f"this node has no method {message.method!r}")
         peer.conn.send(pack(m.Reply(message.request_id, False, value)))
     else:
-        peer.conn.send(pack(m.Reply(message.request_id, True, answer(node, peer))))
+        peer.conn.send(pack(m.Reply(message.request_id, True, answer(node, peer, *message.args))))
 
 
 def _node_info(node: NodeService, peer: Peer) -> dict[str, Any]:
@@ -200,8 +200,14 @@ def _flush_logs(node: NodeService, peer: Peer) -> bool:
     return True
 
 
-REQUESTS: dict[str, Callable[[NodeService, Peer], Any]] = {
+def _object_copies(node: NodeService, peer: Peer, objects: list[bytes]) -> list[list[bytes]]:
+    """For each of them: the nodes that have a copy, as far as this one knows."""
+    return [[] if node.transfers is None else node.transfers.copies(object_id) for object_id in objects]
+
+
+REQUESTS: dict[str, Callable[..., Any]] = {
     "node_info": _node_info,
     "stats": _stats,
     "flush_logs": _flush_logs,
+    "object_copies": _object_copies,
 }

@@ -72,6 +72,8 @@ class Ending:
         node.log_routes.close()
         for peer in list(node.peers.values()):
             peer.conn.close()
+        if node.transfers is not None:
+            node.transfers.close()
         node.store.shutdown()
         node.workers.close()
         remove_session(self._folder)

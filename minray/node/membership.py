@@ -84,6 +84,9 @@ class Membership:
         node.view.apply(message)
         if node.config.debug:
             node.view.check_invariants()
+        if node.transfers is not None:
+            for node_id in message.gone:
+                node.transfers.node_gone(node_id)
         node.table.actors.view_changed(node.now())
         node.do(node.table.view_changed(node.now()))
 

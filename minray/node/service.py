@@ -7,7 +7,8 @@
                                             └─ LogHub:           output, to files and drivers
     GCS ◀── gcs_send(Request, ActorStarted, ActorEnded, Died, …) ── on_gcs(Reply, orders: see ``orders``) ──▶
                                              │
-    other nodes ◀─ (in a clustered session) ─┴─ Membership: reports, the view of the others
+    other nodes ◀─ (in a clustered session) ─┼─ Membership: reports, the view of the others
+                                             └─ Transfers:  objects of other nodes
 
 Made by ``daemon.py``; everything runs on the reactor's thread and nothing waits. Requests it answers:
 ``node_info``, ``available_resources``, ``stats``, ``flush_logs``.
@@ -24,7 +25,7 @@ import os
 import socket
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minray._base import log
 from minray._base.config import (
@@ -34,6 +35,7 @@ from minray._base.config import (
     blas_thread_vars,
     child_environ,
 )
+from minray._base.process import start_time
 from minray._base.resources import STORE_MEMORY, UNIT, detect_totals, from_units, to_units
 from minray.node.deaths import DeathBook
 from minray.node.dispatch import HANDLERS, STRANGER, Peer
@@ -56,6 +58,7 @@ from minray.wire.errors import ProtocolError, WireError
 from minray.wire.messages import (
     Died,
     ExitWorker,
+    Hello,
     LogLines,
     Message,
     Register,
@@ -66,7 +69,11 @@ from minray.wire.messages import (
     pack,
     unpack,
 )
-from minray.wire.reactor import Connection, Reactor, Timer
+from minray.wire.reactor import Connection, Handler, Reactor, Timer
+from minray.wire.transports import nearest
+
+if TYPE_CHECKING:
+    from minray.node.transfers.service import Transfers
 
 SUSPECT_S = 1.0  # how long a worker without a connection may take to be reaped
 EARLIEST_S = 0.001
@@ -133,6 +140,7 @@ class NodeService:
         self.deaths = DeathBook()
         self._segments = segments.choose(config.segments, session["dir"])
         self.store = self._make_store()
+        self.transfers = self._make_transfers() if clustered else None
         self.logs = LogHub(
             reactor,
             pipe_dir=session["dir"],
@@ -188,6 +196,25 @@ class NodeService:
             grace_s=self.config.store_full_grace_s,
         )
         return StoreAuthority(extents, self._segments, self.send)
+
+    def _make_transfers(self) -> Transfers:
+        from minray.node.transfers.service import Transfers  # for nothing in a session of one node
+
+        def endpoint_of(node_id: bytes) -> str | None:
+            row = self.view.nodes.get(node_id)
+            return None if row is None else nearest(row.endpoint, same_machine=False)
+
+        pid = os.getpid()
+        hello = Hello("node", self.node_id, self.node_id, b"", pid, start_time(pid) or 0.0, self.endpoint)
+        return Transfers(
+            self.reactor,
+            self.store,
+            self.node_id,
+            hello,
+            endpoint_of,
+            silence_s=self.config.node_timeout_s,
+            settled=self.settle,
+        )
 
     def _make_public_session(self) -> dict[str, Any]:
         session = self._session
@@ -273,8 +300,10 @@ class NodeService:
 
     # -- connections -------------------------------------------------------------------------------
 
-    def on_accept(self, conn: Connection) -> Peer:
+    def on_accept(self, conn: Connection) -> Handler:
         """Reactor: an authenticated connection; its Hello is in ``conn.hello``."""
+        if self.transfers is not None and conn.hello is not None and conn.hello.role == "node":
+            return self.transfers.on_peer(conn)
         return Peer(self, conn)
 
     def dispatch(self, peer: Peer, raw: tuple[Any, ...]) -> None:
@@ -489,6 +518,7 @@ class NodeService:
             "waiting": len(self.table.queue),
             "peers": len(self.peers),
             "store": self.store.stats().as_info(),
+            "transfers": {} if self.transfers is None else self.transfers.stats(),
         }
 
 

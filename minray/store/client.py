@@ -152,7 +152,7 @@ class StoreClient(ClientLedger):
             with self._lock:
                 if found is None and isinstance(pending.error, StoreFull):
                     found = self._arena.allocate(size, self._clock(), anywhere=True)
-                room = None if found is None else Room(*found, size, self._maps[found[0]])
+                room = None if found is None else Room(found[0], found[1], size, self._maps[found[0]])
             done(room, None if room is not None else pending.error)
 
         pending = Pending(answered, size=size)

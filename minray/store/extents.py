@@ -293,9 +293,11 @@ class ExtentTable:
             self._retry_pins(now)
 
     def _on_free(self, worker: bytes, message: Free, now: float) -> None:
-        for object_id, segment_id, offset, length, *elsewhere in message.objects:
-            if elsewhere and elsewhere[0] != self._node_id:
-                self._effects.append(("free_at", elsewhere[0], (object_id, segment_id, offset, length)))
+        entry: tuple[Any, ...]
+        for entry in message.objects:
+            object_id, segment_id, offset, length = entry[:4]
+            if len(entry) > 4 and entry[4] != self._node_id:  # its node, where that is not the owner's
+                self._effects.append(("free_at", entry[4], entry[:4]))
                 self._forget(object_id)
                 continue
             known = self._catalog.get(object_id)
@@ -468,9 +470,9 @@ class ExtentTable:
         """It was freed where it comes from."""
         known = self._catalog.get(object_id)
         if known is not None:
-            self._begin_free(known)
-            return
-        if object_id in self._pulling:
+            if known.guest:
+                self._begin_free(known)
+        elif object_id in self._pulling:
             del self._pulling[object_id]
             self._effects.append(("unpull", object_id))
             self._give_up_all(object_id, ("gone", "its owner freed it"))

@@ -125,6 +125,11 @@ class Hold:
     def __repr__(self) -> str:
         return f"<Hold {self._entry!r}>"
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Segment and offset of the copy that it reads."""
+        return self._entry.segment_id, self._entry.offset
+
     def release(self) -> None:
         """Read no more, except parts. Callable anywhere, also in finalizers; only once."""
         self.view = None

@@ -18,6 +18,7 @@ import mmap
 import os
 import re
 import sys
+import threading
 from typing import Any, Protocol
 
 from minray._base.machine import SHM_MIN, shm_free
@@ -26,6 +27,7 @@ from minray.store.journal import Journal
 from minray.store.mapping import SegmentMap
 
 MAX_NAME = 30
+_SLOW_TO_FREE = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9-]{1,30}")
 _SHM_FOLDER = "/dev/shm"
 _O_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -166,8 +168,9 @@ class _Descriptors:
         return SegmentMap(name, size, mapping, writable=writable, fd=fd if keep_fd else -1)
 
     def unlink(self, name: str) -> bool:
+        fd = self._keep(check_name(name))
         try:
-            self._unlink_name(check_name(name))
+            self._unlink_name(name)
         except FileNotFoundError:
             existed = False
         except PermissionError:
@@ -176,9 +179,26 @@ class _Descriptors:
             return True  # Windows removes no mapped file: the journal keeps its name for the sweep
         else:
             existed = True
+        finally:
+            if fd >= 0:
+                threading.Thread(target=os.close, args=(fd,), name="minray-unlink", daemon=True).start()
         if self._journal is not None:
             self._journal.remove(name)
         return existed
+
+    def _keep(self, name: str) -> int:
+        """A descriptor of a large segment that is about to lose its name, -1 for a small one. Giving a gigabyte back
+        to the system takes 0.3 s: the last close does it, on a thread, and not whoever removes the name."""
+        if sys.platform == "win32":  # which removes no open file
+            return -1
+        try:
+            fd = self._open_fd(name, os.O_RDONLY)
+        except OSError:
+            return -1
+        if os.fstat(fd).st_size >= _SLOW_TO_FREE:
+            return fd
+        os.close(fd)
+        return -1
 
     def close(self) -> None:
         if self._journal is not None:

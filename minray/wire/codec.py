@@ -3,6 +3,8 @@
 The encoding is pickle protocol 5, read by an unpickler that can only make built-in values: every road to a
 class, a function or a persistent object raises. What does not decode to a tuple is a ProtocolError, whatever
 went wrong inside. The framing bounds what arrives, and ``auth`` says from whom, before anything comes here.
+What came over a network is looked through before it is unpickled (``decode_foreign``, see ``guard``); a process
+of this user on this machine needs no message to do us harm, so its frames go without (``decode``).
 
 Values are copied out of the frame, so its buffer may be reused at once.
 """
@@ -13,6 +15,7 @@ import io
 import pickle
 from typing import Any, NoReturn
 
+from minray.wire import guard
 from minray.wire.errors import ProtocolError
 from minray.wire.framing import HEADER
 
@@ -27,7 +30,7 @@ class _BuiltinsOnly(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         raise ProtocolError(
-            f"{module_name}.{global_name} is not a built-in value: only None, bool, int, float, str, bytes "
+            f"{module_name[:80]}.{global_name[:80]} is not a built-in value: only None, bool, int, float, str, bytes "
             "and tuples, lists, dicts, sets of them cross the wire"
         )
 
@@ -84,7 +87,16 @@ def decode(data: bytes | bytearray | memoryview) -> tuple[Any, ...]:
     except ProtocolError:
         raise
     except Exception as error:  # truncated, garbage, absurd sizes: all the same to the caller
-        raise ProtocolError(f"undecodable frame of {len(data)} bytes: {error!r}") from error
-    if type(message) is not tuple:
-        raise ProtocolError(f"a message is a tuple, the peer sent {type(message).__name__}")
-    return message
+        problem = f"{type(error).__name__}: {str(error)[:200]}"
+    else:
+        if type(message) is tuple:
+            return message
+        problem = f"a message is a tuple, the peer sent {type(message).__name__}"
+    # Not inside the handler: the error may hold all of the data, and would be held by ours.
+    raise ProtocolError(f"undecodable frame of {len(data)} bytes: {problem}")
+
+
+def decode_foreign(data: bytes | bytearray | memoryview) -> tuple[Any, ...]:
+    """The same for what another machine may have sent: in time and memory in proportion to its length."""
+    guard.check(data)
+    return decode(data)

@@ -2,34 +2,43 @@
 
 ::
 
-    CONNECTING ─► HANDSHAKE ─► (server: HELLO) ─► OPEN ─► CLOSED
-         └────────────┴──────────────┴───────────────────►┘
+    CONNECTING ─► (TLS) ─► HANDSHAKE ─► (server: HELLO) ─► OPEN ─► CLOSED
+         └──────────┴──────────┴──────────────┴────────────────────►┘
 
 ``send``, ``send_many`` and ``close`` are for any thread, block nowhere, and may be called by finalizers; what
 they write goes through ``writer``. Everything else belongs to the leader's thread.
 
 ``on_close`` is called exactly once, on the leader's thread: with None if this side closed, else with the
 error. Messages sent before ``close()`` still leave, if the peer takes them within a second.
+
+Of a peer that has not proved itself no more than ``EARLY_READ`` bytes are read at once, nothing is decoded, and
+nothing is kept longer than the handshake's deadline; of one that has not said who it is, one short frame.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minray.wire import transports
-from minray.wire.auth import DEADLINE_S, ClientHandshake, ServerHandshake
-from minray.wire.codec import decode, encode, encode_framed
+from minray.wire.auth import EARLY_READ, ClientHandshake, ServerHandshake
+from minray.wire.codec import decode, decode_foreign, encode, encode_framed
 from minray.wire.core import Core, Timer, log_exception
 from minray.wire.errors import ConnectionLost, HandshakeError, ProtocolError, WireError
-from minray.wire.framing import HEADER, FrameDecoder, encode_frame
+from minray.wire.framing import HEADER, FrameDecoder, encode_frame, split_first
 from minray.wire.messages import Hello, pack, unpack
 from minray.wire.poller import IN, OUT, READABLE
 from minray.wire.writer import LINGER_S, Writer
 
+if TYPE_CHECKING:
+    from minray.wire.listener import Listener
+    from minray.wire.tls import Tls, TlsSocket
+
 REDIAL_S = 0.005
+HELLO_MAX = 4096  # bytes of the first frame
 _unpack_header = HEADER.unpack_from
 
 
@@ -51,7 +60,9 @@ class Connection:
         "_bound",
         "_core",
         "_deadline",
+        "_decode",
         "_decoder",
+        "_door",
         "_gone",
         "_greeting",
         "_handler",
@@ -60,6 +71,8 @@ class Connection:
         "_on_gone",
         "_recv_into",
         "_sock",
+        "_tls",
+        "_who",
         "_writer",
         "closed",
         "endpoint",
@@ -83,13 +96,17 @@ class Connection:
         self._handler = handler
         self._on_gone = on_gone  # the reactor's books
         self._bound = max_frame + 4
+        self._decode = decode
         self._decoder = FrameDecoder(max_frame)
-        self._sock: socket.socket | None = None
+        self._sock: transports.Stream | None = None
+        self._tls: TlsSocket | None = None  # the same, where it is one
+        self._who = ""  # the address of who has dialled us
         self._writer = Writer(core, self._lose)
         self._gone = False  # nothing leaves or comes any more
         self._handshake: ClientHandshake | ServerHandshake | None = None
-        self._greeting = b""  # our Hello, framed
+        self._greeting = b""  # the side that dialled: its Hello, framed; the other: what it has of that
         self._deadline: Timer | None = None
+        self._door: Listener | None = None  # until it is open
         self._on_accept: Callable[[Connection], Handler] | None = None
 
     # --- for any thread
@@ -142,39 +159,61 @@ class Connection:
     # --- the leader's thread: opening
 
     def _adopt(
-        self, sock: socket.socket, entry: Callable[[int], None], *, mask: int = IN, first: bytes = b""
+        self, sock: transports.Stream, entry: Callable[[int], None], *, mask: int = IN, first: bytes = b""
     ) -> None:
         """Take ``sock``, write ``first``, then let the leader see it (we may be another thread)."""
         self._sock = sock
         self._writer.attach(sock)
         self._recv_into = sock.recv_into
+        if transports.from_network(sock):
+            self._decode = decode_foreign
         if first:
             self._send_now(first)
         if not self._gone:
-            self._core.register(sock.fileno(), mask, entry)
+            try:
+                self._core.register(sock.fileno(), mask, entry)
+            except OSError as error:
+                self._lose(ConnectionLost(f"{self.peer} cannot be listened to: {error}"))
+
+    def _secured(self, sock: socket.socket, tls: Tls | None, accepted: bool) -> transports.Stream:
+        """``sock``, with TLS around it if it leads to a network and TLS is wanted."""
+        if tls is None or not transports.from_network(sock):
+            return sock
+        self._tls = tls.wrap(sock, accepted, lambda: self._core.post(self._read_again))
+        return self._tls
 
     def open_trusted(self, sock: socket.socket) -> None:
         """A socket that only a relative can hold the other end of: no handshake, no Hello."""
         self._adopt(sock, self._on_ready)
         self._writer.open(b"")
 
-    def open_dialling(self, handshake: ClientHandshake, hello: Hello) -> None:
+    def open_dialling(self, handshake: ClientHandshake, hello: Hello, within_s: float, tls: Tls | None) -> None:
         """Connect to ``endpoint``; the outcome comes to the handler."""
         self._handshake = handshake
         self._greeting = encode_frame(encode(pack(hello)))
-        self._deadline = self._core.call_later(DEADLINE_S, self._lose_late)
-        self._dial()
+        self._deadline = self._core.call_later(within_s, lambda: self._lose_late(within_s))
+        self._dial(tls)
 
     def open_accepted(
-        self, sock: socket.socket, handshake: ServerHandshake, on_accept: Callable[[Connection], Handler]
+        self,
+        sock: socket.socket,
+        handshake: ServerHandshake,
+        on_accept: Callable[[Connection], Handler],
+        within_s: float,
+        tls: Tls | None,
+        door: Listener,
+        who: str,
     ) -> None:
         """A peer has dialled: who it is remains to be seen."""
         self._handshake = handshake
         self._on_accept = on_accept
-        self._deadline = self._core.call_later(DEADLINE_S, self._lose_late)
-        self._adopt(sock, self._on_handshake)
+        self._door = door
+        self._who = who
+        self._deadline = self._core.call_later(within_s, lambda: self._lose_late(within_s))
+        secured = self._secured(sock, tls, accepted=True)
+        self._adopt(secured, self._on_handshake if self._tls is None else self._on_tls)
 
-    def _dial(self) -> None:
+    def _dial(self, tls: Tls | None) -> None:
         if self._gone:
             return
         try:
@@ -183,12 +222,13 @@ class Connection:
             self._core.post(lambda error=error: self._lose(error))  # type: ignore[misc]
             return
         if dialled.busy:
-            self._core.call_later(REDIAL_S, self._dial)
+            self._core.call_later(REDIAL_S, lambda: self._dial(tls))
         elif dialled.sock is not None:
-            if dialled.connecting:
-                self._adopt(dialled.sock, self._on_connected, mask=OUT)
+            sock = self._secured(dialled.sock, tls, accepted=False)
+            if dialled.connecting or self._tls is not None:
+                self._adopt(sock, self._on_connected, mask=OUT)
             else:
-                self._adopt(dialled.sock, self._on_handshake, first=self._start())
+                self._adopt(sock, self._on_handshake, first=self._start())
 
     def _start(self) -> bytes:
         assert self._handshake is not None
@@ -200,10 +240,38 @@ class Connection:
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
             self._lose(transports.unreachable(self.endpoint, os.strerror(code)))
-            return
+        elif self._tls is not None:
+            self._core.entries[sock.fileno()] = self._on_tls
+            self._on_tls(mask)
+        else:
+            self._begin_handshake(sock)
+
+    def _begin_handshake(self, sock: transports.Stream) -> None:
         self._core.entries[sock.fileno()] = self._on_handshake
         self._core.modify(sock.fileno(), IN)
         self._send_now(self._start())
+
+    def _on_tls(self, mask: int) -> None:
+        tls = self._tls
+        assert tls is not None
+        try:
+            waits_for = tls.shake_hands()
+        except HandshakeError as error:
+            self._lose(error)
+        except OSError as error:
+            self._lose(ConnectionLost(f"{self.peer} hung up before TLS was there: {error}"))
+        else:
+            if waits_for:
+                self._core.modify(tls.fileno(), waits_for)
+                return
+            self._begin_handshake(tls)
+            self._core.post(self._read_again)  # more may have come with the last of TLS
+
+    def _read_again(self) -> None:
+        """TLS has more than the kernel knows of."""
+        entry = self._core.entries.get(self.fileno())
+        if entry is not None and not self._gone:
+            entry(IN)
 
     def _send_now(self, data: bytes) -> None:
         """Handshake bytes: a fresh socket's buffer takes them whole, or the peer is nobody we want."""
@@ -211,18 +279,19 @@ class Connection:
             if data and not self._writer.write_raw(data):
                 self._lose(HandshakeError("the peer does not read"))
         except OSError as error:
-            self._lose(ConnectionLost(f"{self.endpoint or 'the peer'} hung up during the handshake: {error}"))
+            self._lose(ConnectionLost(f"{self.peer} hung up during the handshake: {error}"))
 
     def _on_handshake(self, mask: int) -> None:
         handshake = self._handshake
         assert handshake is not None
-        data = self._read()
+        data = self._read(self._core.view[:EARLY_READ])
         if data is None:
             return
         try:
             answer = handshake.feed(bytes(data))
         except HandshakeError as error:
-            self._send_now(handshake.refusal())
+            with contextlib.suppress(OSError):
+                self._writer.write_raw(handshake.refusal())
             self._lose(error)
             return
         if not handshake.done:
@@ -236,8 +305,10 @@ class Connection:
             self._opened(answer + self._greeting)
         else:
             self._core.entries[sock.fileno()] = self._on_hello
-        if handshake.leftover:
-            self._received(handshake.leftover)
+            if self._door is not None:
+                self._door.leave(self)
+            if handshake.leftover:
+                self._greeted(handshake.leftover)
 
     def _opened(self, first: bytes) -> None:
         if self._deadline is not None:
@@ -248,21 +319,25 @@ class Connection:
             self._close_here()
 
     def _on_hello(self, mask: int) -> None:
-        data = self._read()
+        data = self._read(self._core.view[:EARLY_READ])
         if data is not None:
-            self._received(data)
+            self._greeted(data)
 
-    def _greeted(self, messages: list[tuple[Any, ...]]) -> None:
-        """The first frame of an accepted connection."""
+    def _greeted(self, data: bytes | memoryview) -> None:
+        """What has come of the first frame of an accepted connection, and perhaps more."""
         try:
-            hello = unpack(messages[0])
+            self._greeting += data
+            first = split_first(self._greeting, HELLO_MAX)
+            if first is None:
+                return
+            hello = _hello_in(self._decode(first[0]))
         except ProtocolError as error:
             self._lose(error)
             return
-        if not isinstance(hello, Hello) or self._on_accept is None or self._sock is None:
-            self._lose(ProtocolError(f"the first message must be Hello, not {type(hello).__name__}"))
+        if self._on_accept is None or self._sock is None:
             return
         self.hello = hello
+        self._door = None
         on_accept, self._on_accept = self._on_accept, None
         self._core.entries[self._sock.fileno()] = self._on_ready
         self._opened(b"")
@@ -272,8 +347,8 @@ class Connection:
             log_exception(f"accepting {self!r} failed")
             self._lose(ProtocolError(f"accepting failed: {error!r}"))
             return
-        if len(messages) > 1:
-            self._deliver(messages[1:])
+        if first[1]:
+            self._received(first[1])
 
     # --- the leader's thread: reading
 
@@ -287,7 +362,7 @@ class Connection:
         if decoder.direct is not None:
             self._read_large()
             return
-        core = self._core
+        core, decode = self._core, self._decode
         try:
             count = self._recv_into(core.buffer)
         except (BlockingIOError, InterruptedError):
@@ -302,7 +377,7 @@ class Connection:
             if count > 4 and _unpack_header(core.buffer)[0] == count - 4 and not decoder.partial:
                 messages = [decode(core.view[4:count])]  # the usual case: one whole frame (of a bounded read)
             else:
-                messages = [decode(frame) for frame in decoder.feed(core.view[:count])]
+                messages = list(map(decode, decoder.feed(core.view[:count])))
         except ProtocolError as error:
             self._lose(error)
             return
@@ -323,7 +398,7 @@ class Connection:
         if frame is None:
             return
         try:
-            messages = [decode(frame)]
+            messages = [self._decode(frame)]
         except ProtocolError as error:
             self._lose(error)
             return
@@ -345,18 +420,15 @@ class Connection:
             return None
         return view[:count]
 
-    def _received(self, data: bytes | memoryview) -> None:
-        """The cold twin of _on_ready's second half, for what arrives while the connection opens."""
+    def _received(self, data: bytes) -> None:
+        """The cold twin of _on_ready's second half, for what arrives with the Hello."""
         try:
-            messages = [decode(frame) for frame in self._decoder.feed(data)]
+            messages = [self._decode(frame) for frame in self._decoder.feed(data)]
         except ProtocolError as error:
             self._lose(error)
             return
         if messages:
-            if self._on_accept is not None:
-                self._greeted(messages)
-            else:
-                self._deliver(messages)
+            self._deliver(messages)
 
     def _deliver(self, messages: list[tuple[Any, ...]]) -> None:
         if self._handler is None or self.closed:
@@ -371,15 +443,26 @@ class Connection:
     def _lose(self, error: WireError) -> None:
         if not self._gone:
             self.closed = True
+            door, self._door = self._door, None
+            if door is not None:
+                door.leave(self)
+                door.refused(self.peer, error)
             self._drop()
             self._tell(error)
+
+    def turn_away(self, error: WireError) -> None:
+        """Its listener has no room for a stranger any more."""
+        self._lose(error)
 
     def _lose_failed(self, error: Exception) -> None:
         log_exception(f"a handler of {self!r} failed; the connection is closed")
         self._lose(ProtocolError(f"handling a message failed: {error!r}"))
 
-    def _lose_late(self) -> None:
-        self._lose(HandshakeError(f"no complete handshake with {self.peer} within {DEADLINE_S:g} s"))
+    def _lose_late(self, within_s: float) -> None:
+        if self._sock is None or self._core.entries.get(self.fileno()) == self._on_connected:
+            self._lose(transports.unreachable(self.endpoint, f"no answer within {within_s:g} s"))
+        else:
+            self._lose(HandshakeError(f"no complete handshake with {self.peer} within {within_s:g} s"))
 
     def _close_here(self) -> None:
         """close() was called: go, or stay until what was sent before has left."""
@@ -413,9 +496,23 @@ class Connection:
             self._core.unregister(self._sock.fileno())
         self._core.post(self._shut)
 
+    def detach(self) -> transports.Stream:
+        """Leave the socket to the caller, whose bytes are no frames any more; ``on_close`` follows, with None. On the
+        leader's thread, while nobody sends and the peer sends nothing before it is spoken to. ProtocolError if not."""
+        sock = self._sock
+        if self.closed or sock is None or not self._writer.idle or self._decoder.pending:
+            raise ProtocolError(f"{self!r} is not at rest: its socket cannot be taken over")
+        self.closed = self._gone = True
+        self._writer.drop()
+        self._core.unregister(sock.fileno())
+        self._sock = self._tls = None
+        self._tell(None)
+        self._core.post(lambda: self._on_gone(self))
+        return sock
+
     def _shut(self) -> None:
         if self._writer.try_close():
-            self._sock = None
+            self._sock = self._tls = None
             self._on_gone(self)
         else:
             self._core.post(self._shut)
@@ -433,7 +530,7 @@ class Connection:
         self.closed = self._gone = True
         self._handler = None
         self._writer.close_now()
-        self._sock = None
+        self._sock = self._tls = None
 
     def abandon(self) -> None:
         """In a forked child: let go of the descriptor without touching what the parent shares."""
@@ -457,8 +554,21 @@ class Connection:
         """Whom an error message names."""
         if self.hello is not None:
             return f"{self.hello.role} (pid {self.hello.pid})"
-        return self.endpoint or "the peer"
+        return self.endpoint or self._who or "the peer"
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "opening" if self._handshake is not None else "open"
         return f"<Connection {self.peer} {state}, {self.buffered} bytes waiting>"
+
+
+_HELLO_TYPES: tuple[Any, ...] = (str, bytes, bytes, bytes, int, (int, float), str)
+
+
+def _hello_in(message: tuple[Any, ...]) -> Hello:
+    """The Hello that a first message must be. Raises ProtocolError."""
+    hello = unpack(message)
+    if not isinstance(hello, Hello):
+        raise ProtocolError(f"the first message must be Hello, not {type(hello).__name__}")
+    if not all(isinstance(value, kind) for value, kind in zip(message[1:], _HELLO_TYPES, strict=True)):
+        raise ProtocolError("the first message is a Hello with fields of wrong types")
+    return hello

@@ -64,14 +64,14 @@ class Timer:
 class Core:
     """See the file's head."""
 
-    def __init__(self, poller: str = "auto") -> None:
+    def __init__(self, poller: str = "auto", max_read: int = RECV_BUFFER) -> None:
         self.poller = make_poller(poller)
         self.poll = self.poller.poll  # (timeout, at most so many events)
         self.bell = Bell()
         self.entries: dict[int, Callable[[int], None]] = {}
         self.posts: deque[Callable[[], None]] = deque()
         self.sleeping = False  # the leader is, or is about to be, asleep in poll()
-        self.buffer = bytearray(RECV_BUFFER)  # all reads of small frames go here: only the leader reads
+        self.buffer = bytearray(min(max_read, RECV_BUFFER))  # all reads of small frames go here: only the leader reads
         self.view = memoryview(self.buffer)
         self.timers: list[tuple[float, int, Timer]] = []  # a heap, the leader's: (due, number, timer)
         self.new_timers: deque[tuple[float, int, Timer]] = deque()  # anybody's

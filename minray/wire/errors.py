@@ -12,7 +12,11 @@ class ProtocolError(WireError):
 
 
 class HandshakeError(WireError):
-    """Wrong token, or another protocol or Python version on the other side."""
+    """The two sides cannot come together: wrong token, another version, garbage, or no end of it in time."""
+
+
+class WrongToken(HandshakeError):
+    """The other side does not know this cluster's token."""
 
 
 class ConnectionLost(WireError):

@@ -32,6 +32,18 @@ def encode_frame(payload: bytes) -> bytes:
     return HEADER.pack(len(payload)) + payload
 
 
+def split_first(data: bytes, bound: int) -> tuple[memoryview, bytes] | None:
+    """The first frame of ``data`` and what follows it; None while it is not whole. Raises ProtocolError if it is
+    announced longer than ``bound``."""
+    if len(data) < HEADER.size:
+        return None
+    (size,) = HEADER.unpack_from(data)
+    if size > bound:
+        raise ProtocolError(f"the peer announced a first frame of {size} bytes; the bound is {bound}")
+    stop = HEADER.size + size
+    return (memoryview(data)[HEADER.size : stop], data[stop:]) if len(data) >= stop else None
+
+
 class FrameDecoder:
     """One direction of one connection."""
 

@@ -25,18 +25,22 @@ import socket
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minray.wire import transports
-from minray.wire.auth import ClientHandshake, ServerHandshake
+from minray.wire.auth import ClientHandshake
 from minray.wire.connection import Connection, Handler
-from minray.wire.core import Core, Timer, log_exception
+from minray.wire.core import RECV_BUFFER, Core, Timer, log_exception
 from minray.wire.election import Background, Election, Entry, Tick
 from minray.wire.errors import ReactorClosed
-from minray.wire.listener import Listener
+from minray.wire.listener import Listeners
 from minray.wire.messages import Hello
 from minray.wire.poller import IN, MAX_EVENTS, usable_cpus
 from minray.wire.spin import SpinPolicy
+
+if TYPE_CHECKING:
+    from minray._base.config import Config
+    from minray.wire.tls import Tls
 
 __all__ = ["Connection", "Handler", "Reactor", "Timer", "Waiter"]
 
@@ -63,7 +67,8 @@ class Reactor:
 
     ``token``: the cluster's secret, proved on every connection. ``max_frame``: bytes. ``spin_us``: how long a
     leader may poll without sleeping where that pays (see spin). ``background``: whether there is a background
-    thread. ``poller``: "auto", or "selectors" to do without epoll.
+    thread. ``poller``: "auto", or "selectors" to do without epoll. ``handshake_s``: what a new connection gets
+    to prove itself. ``tls``: for TCP, both ways: the files of certificate, key and authority (see tls).
     """
 
     def __init__(
@@ -75,21 +80,25 @@ class Reactor:
         background: bool,
         name: str,
         poller: str = "auto",
+        handshake_s: float = 10.0,
+        tls: tuple[str, str, str] | None = None,
     ) -> None:
         self.name = name
         self.on_background_takeover: Callable[[], None] | None = None
         self.main_waiting = False  # the main thread is inside wait(): its SIGINT belongs to set_interrupt
         self._token = token
         self._max_frame = max_frame
-        self._core = Core(poller)
+        self._handshake_s = handshake_s
+        self._tls_files = tls
+        self._tls: Tls | None = None  # once there is a use for them
+        self._core = Core(poller, min(RECV_BUFFER, max_frame + 4))  # so that no read has a longer frame
         self._core.entries[self._core.bell.fileno()] = self._on_bell
         self._core.on_failure = self._on_failure
         self._election: Election[Waiter] = Election(background=background)
         self._mutex = threading.Lock()  # guards _election; held for a few instructions, by threads in _inside
         self._inside: set[int] = set()  # threads that lead, follow, or change who does
         self._connections: set[Connection] = set()
-        self._listeners: list[Listener] = []
-        self._ending: list[Listener] = []  # to be closed when the round is over
+        self._listeners = Listeners(self._core, token, handshake_s, self._tls_for, lambda: self._make(None, ""))
         self._spin = SpinPolicy(spin_us / 1e6 if usable_cpus() > 1 else 0.0)
         self._main_ident = threading.main_thread().ident
         self._main_waiter: Waiter | None = None
@@ -106,50 +115,60 @@ class Reactor:
             )
             self._background.start()
 
+    @classmethod
+    def configured(cls, config: Config, *, token: bytes, spin_us: int = 0, background: bool, name: str) -> Reactor:
+        """One as the session's settings want it."""
+        files = config.tls_cert, config.tls_key, config.tls_ca
+        tls = None if None in files else files
+        limits: dict[str, Any] = {"max_frame": config.max_frame, "handshake_s": config.handshake_s, "tls": tls}
+        return cls(token=token, spin_us=spin_us, background=background, name=name, **limits)
+
     # --- connections (any thread)
 
     def listen(self, endpoint_request: str, on_accept: Callable[[Connection], Handler]) -> str:
         """Listen, e.g. at "unix:/path" or "tcp:127.0.0.1:0", or at both; returns the real endpoint.
 
         ``on_accept`` is called after authentication and Hello, with ``conn.hello`` set, and returns the
-        connection's handler. Raises EndpointError, OSError, ReactorClosed."""
+        connection's handler. Raises EndpointError, OSError, TlsFileError, ReactorClosed."""
         self._check_open()
-        if not self._token and not transports.is_loopback(endpoint_request):
-            raise transports.EndpointError(f"refusing to listen on {endpoint_request!r} without a token")
-        socks = transports.make_listeners(endpoint_request)
-        return " ".join(self._add_listener(sock, on_accept) for sock in socks)
+        return self._listeners.listen(endpoint_request, on_accept)
 
     def listen_socket(self, sock: socket.socket, on_accept: Callable[[Connection], Handler]) -> str:
         """The same with a socket that listens already (inherited from a parent)."""
         self._check_open()
-        sock.setblocking(False)
-        return self._add_listener(sock, on_accept)
+        return self._listeners.adopt(sock, on_accept)
 
     def unlisten(self, endpoint: str) -> None:
         """Accept no more there. Connections stay."""
-        parts = transports.alternatives(endpoint)
-        for listener in [one for one in self._listeners if one.endpoint in parts]:
-            self._listeners.remove(listener)
-            listener.stop()
-            self._ending.append(listener)
-            self._core.post(self._end_listeners)
+        self._listeners.unlisten(endpoint)
 
-    def _end_listeners(self) -> None:
-        while self._ending:
-            self._ending.pop().end()
-
-    def dial(self, endpoint: str, hello: Hello, handler: Handler) -> Connection:
-        """Begin to connect and return at once: what is sent before the handshake ends is queued; failure
-        comes to ``handler.on_close``. Raises EndpointError for what is no endpoint, ReactorClosed."""
+    def dial(
+        self, endpoint: str, hello: Hello, handler: Handler, within_s: float | None = None
+    ) -> Connection:
+        """Begin to connect and return at once: what is sent before the handshake ends is queued; failure, also
+        to be there ``within_s`` seconds (None: the handshake's deadline), comes to ``handler.on_close``. Raises
+        EndpointError for what is no endpoint, TlsFileError, ReactorClosed."""
         self._check_open()
-        transports.split_endpoint(transports.nearest(endpoint, same_machine=True))
+        place = transports.nearest(endpoint, same_machine=True)
+        transports.split_endpoint(place)
+        tls = self._tls_for(place)
         conn = self._make(handler, endpoint)
         try:
-            conn.open_dialling(ClientHandshake(self._token), hello)
+            conn.open_dialling(ClientHandshake(self._token), hello, within_s or self._handshake_s, tls)
         except ValueError:
             self._check_open()  # it was closed at this moment
             raise
         return conn
+
+    def _tls_for(self, endpoint: str) -> Tls | None:
+        """Its files are read when the first TCP endpoint comes: many sessions have none."""
+        if self._tls_files is None or not endpoint.startswith("tcp:"):
+            return None
+        if self._tls is None:
+            from minray.wire.tls import Tls
+
+            self._tls = Tls(*self._tls_files)
+        return self._tls
 
     def add_socket(self, sock: socket.socket, handler: Handler) -> Connection:
         """Adopt a connected socket whose other end only a relative can hold (an inherited socket pair): no
@@ -186,16 +205,6 @@ class Reactor:
         conn = Connection(self._core, self._max_frame, handler, endpoint, self._connections.discard)
         self._connections.add(conn)
         return conn
-
-    def _add_listener(
-        self, sock: transports.ListeningSocket, on_accept: Callable[[Connection], Handler]
-    ) -> str:
-        def on_socket(accepted: socket.socket) -> None:
-            self._make(None, "").open_accepted(accepted, ServerHandshake(self._token), on_accept)
-
-        listener = Listener(self._core, sock, on_socket)
-        self._listeners.append(listener)
-        return listener.endpoint
 
     def _on_failure(self, fd: int, error: Exception) -> None:
         for conn in [one for one in self._connections if one.fileno() == fd]:
@@ -533,10 +542,8 @@ class Reactor:
     def _tear_down(self) -> None:
         for conn in list(self._connections):
             conn.end()
-        self._ending += self._listeners
-        self._end_listeners()
+        self._listeners.end()
         self._connections.clear()
-        self._listeners.clear()
         self._core.close()
 
     def after_fork_child(self) -> None:
@@ -551,10 +558,8 @@ class Reactor:
         self._main_waiter, self.main_waiting = None, False
         for conn in list(self._connections):
             conn.abandon()
-        for listener in self._listeners + self._ending:
-            listener.abandon()
+        self._listeners.abandon()
         self._connections.clear()
-        self._listeners.clear()
         self._core.close()
 
     def _check_open(self) -> None:

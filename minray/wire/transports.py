@@ -25,7 +25,7 @@ import re
 import socket
 import threading
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from minray.wire.errors import ConnectionLost, WireError
 
@@ -34,6 +34,27 @@ UNIX_PATH_MAX = 100  # the kernel's bound is 107 (103 on macOS); keep clear of b
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK)
 _BOUNDARY = re.compile(r" (?=(?:unix|tcp|mem):)")
 _LOOPBACK_V4 = re.compile(r"127(\.\d{1,3}){3}")
+
+
+class Stream(Protocol):
+    """What a connection uses of a socket; ``tls`` has another one."""
+
+    @property
+    def family(self) -> int: ...
+
+    def fileno(self) -> int: ...
+
+    def recv_into(self, target: Any, /) -> int: ...
+
+    def send(self, data: Any, flags: int = 0, /) -> int: ...
+
+    def getsockopt(self, level: int, name: int, /) -> int: ...
+
+    def setsockopt(self, level: int, name: int, value: int, /) -> None: ...
+
+    def close(self) -> None: ...
+
+    def detach(self) -> int: ...
 
 
 class EndpointError(WireError, ValueError):
@@ -258,11 +279,21 @@ def _connect(sock: socket.socket, address: str | tuple[str, int]) -> int:
     return sock.connect_ex(address)
 
 
-def limit_silence(sock: socket.socket, seconds: float) -> None:
+def from_network(sock: Stream) -> bool:
+    """Whether what arrives may come from another machine."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
+def address_text(address: Any) -> str:
+    """Whom accept() names, for messages; "" for who has no address."""
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
+
+
+def limit_silence(sock: Stream, seconds: float) -> None:
     """Let the kernel end a TCP connection whose peer has acknowledged nothing for so long: a machine that was
     cut off or lost its power says no goodbye. No effect on other sockets, or where the system has no such
     option."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+    if not from_network(sock):
         return
     probe = max(1, round(seconds / 4))
     options = {"TCP_USER_TIMEOUT": round(seconds * 1000), "TCP_KEEPIDLE": probe, "TCP_KEEPALIVE": probe}
@@ -278,6 +309,6 @@ def limit_silence(sock: socket.socket, seconds: float) -> None:
 def prepare(sock: socket.socket) -> None:
     """The settings of every stream socket that we use."""
     sock.setblocking(False)
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if from_network(sock):
         with contextlib.suppress(OSError):  # a socket that is not TCP, or already reset
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from minray.wire.core import Core
 from minray.wire.errors import ConnectionLost, WireError
 from minray.wire.poller import IN, OUT
+from minray.wire.transports import Stream
 
 SEND_CHUNK = 256 * 1024
 LINGER_S = 1.0
@@ -50,7 +51,7 @@ class Writer:
     def __init__(self, core: Core, on_broken: Callable[[WireError], None]) -> None:
         self._core = core
         self._on_broken = on_broken  # on the leader's thread
-        self._sock: socket.socket | None = None
+        self._sock: Stream | None = None
         self._send: Callable[[bytes | memoryview, int], int]
         self._out: deque[bytes] = deque()  # appended to by anybody
         self._lock = threading.Lock()  # its holder writes, and owns what follows
@@ -89,7 +90,7 @@ class Writer:
 
     # --- for the leader's thread
 
-    def attach(self, sock: socket.socket) -> None:
+    def attach(self, sock: Stream) -> None:
         """The socket to write to, not open for what is queued yet."""
         self._sock = sock
         self._send = sock.send

@@ -24,8 +24,9 @@ from minray.exceptions import RaySystemError
 from minray.wire.errors import WireError
 from minray.wire.messages import Hello, LogLines, Register, pack
 from minray.wire.reactor import Reactor
+from minray.worker.addresses import latest_path, living_latest
 from minray.worker.endpoints import sibling_endpoint
-from minray.worker.init_options import InitOptions
+from minray.worker.init_options import InitOptions, excludes_resources
 from minray.worker.launch import LocalCluster, launch
 from minray.worker.log_printer import LogPrinter
 from minray.worker.pickling import set_worker_path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from minray.worker.joined import JoinedCluster
 
 REGISTER_S = 30.0
+JOIN_S = 4.0  # the same with a node that has been running
 STOP_S = 2.0
 LAST_LINES_S = 1.0
 
@@ -145,7 +147,8 @@ class Driver(CoreWorker):
 def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
     config = options.config
-    cluster = _launch(options) if options.address is None else _find(config, options.address)
+    address = options.address or _latest(options)
+    cluster = _launch(options) if address is None else _find(config, address)
     try:
         reactor = Reactor(
             token=cluster.token,
@@ -162,6 +165,19 @@ def start_driver(options: InitOptions) -> Driver:
     except BaseException:
         cluster.stop(STOP_S)
         raise
+
+
+def _latest(options: InitOptions) -> str | None:
+    """Nobody has said where: this user's latest cluster, if it lives here."""
+    if options.local or not os.path.exists(latest_path(options.config)):
+        return None
+    address = living_latest(options.config)
+    if address is not None and options.offers:
+        raise excludes_resources(
+            address, options.offers, " It is your latest cluster: for a session of its own beside it, say "
+            'init(address="local", …)'
+        )  # fmt: skip
+    return address
 
 
 def _find(config: Config, address: str) -> JoinedCluster:
@@ -204,9 +220,12 @@ def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster | Joined
     set_worker_path(info["sys_path"])
     rt.node.send(pack(Register(True, -1, info)))
     try:
-        rt.await_registration(REGISTER_S)
+        rt.await_registration(JOIN_S if cluster.stays else REGISTER_S)
     except RaySystemError as error:
-        raise RaySystemError(f"{error.client_exc}: {cluster.explain_end()}") from None
+        text = f"{error.client_exc}: {cluster.explain_end()}"
+        if cluster.stays:
+            raise ConnectionError(f"{text}. If it stays so: `minray stop`, then `minray start` again") from None
+        raise RaySystemError(text) from None
     rt.install_sigint()
     return rt
 

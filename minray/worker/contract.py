@@ -244,6 +244,11 @@ class Runtime(Protocol):
         must not block, and raises nothing. ``await ref`` and ``ref.future()`` are built on it alone."""
         ...
 
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
+        """For each: ids of the nodes that have it, as far as this process and its node know, and its size in
+        bytes. ([], None) while it is not there, or of an error."""
+        ...
+
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None:
         """Cancel the task that makes ``ref`` (a generator's ``completed()`` names its task). Nothing if
         it is finished or was a put. ValueError for force=True on an actor's task."""

@@ -8,6 +8,7 @@ does: one decision for all.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ from minray.wire import transports
 from minray.worker.session_folder import SOCKET
 
 LOOPBACK = "tcp:127.0.0.1:0"
+_WAYS_OUT = {
+    errno.EADDRINUSE: ". Name another port, or none: then the kernel chooses one that is free",
+    errno.EADDRNOTAVAIL: ". The host must be an address of this machine (`ip address` shows them)",
+    errno.EACCES: ". You may not listen there: name a port above 1023, or none",
+}
 
 
 def listen(
@@ -66,7 +72,8 @@ def _make(request: str) -> socket.socket:
     try:
         sock, _ = transports.make_listener(request)
     except (OSError, transports.EndpointError) as error:
-        raise RaySystemError(f"cannot listen at {request}: {error}") from error
+        way_out = _WAYS_OUT.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+        raise RaySystemError(f"cannot listen at {request}: {error}{way_out}") from error
     assert isinstance(sock, socket.socket)
     return sock
 

@@ -9,7 +9,7 @@ Invariant: an InitOptions is valid; ``config`` already holds what its keywords s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -44,6 +44,7 @@ class InitOptions:
     config: Config
     address: str | None = None  # of a running cluster, "auto", or None: config.address, latest, else local
     local: bool = False  # address="local": always a new session of this machine
+    offers: tuple[str, ...] = ()  # the keywords that say what nodes are to offer, or how to be
     num_cpus: float | None = None
     num_gpus: float | None = None
     memory: int | None = None
@@ -82,14 +83,16 @@ class InitOptions:
             log_to_driver=said.get("log_to_driver"),
             **settings,
         )
-        where = config.address if address is None else address
-        if where not in (None, "local") and not said.get("local_mode"):
-            _no_resources_of_a_cluster(str(where), said)
+        where = config.address or address if address in (None, "auto") else address
+        offers = tuple(name for name in _OF_A_CLUSTER if said.get(name))
+        if where not in (None, "local") and offers and not said.get("local_mode"):
+            raise excludes_resources(str(where), offers)
         env = check.runtime_env("runtime_env", said.get("runtime_env", job.get("runtime_env")))
         return cls(
             config=config,
             address=None if where == "local" else where,
             local=where == "local",
+            offers=offers,
             num_cpus=_amount("num_cpus", said.get("num_cpus"), float),
             num_gpus=_amount("num_gpus", said.get("num_gpus"), float),
             memory=_amount("_memory", said.get("_memory"), int),
@@ -127,13 +130,12 @@ def check_namespace(namespace: Any) -> str | None:
     return namespace
 
 
-def _no_resources_of_a_cluster(address: str, said: Mapping[str, Any]) -> None:
-    wrong = [name for name in _OF_A_CLUSTER if said.get(name)]
-    if wrong:
-        raise ValueError(
-            f"When connecting to an existing cluster ({address!r}), num_cpus and num_gpus must not be "
-            f"provided, nor anything else that its nodes decide: got {', '.join(wrong)}"
-        )
+def excludes_resources(address: str, offers: Sequence[str], way_out: str = "") -> ValueError:
+    """The error for a driver that joins a cluster and says what nodes are to offer."""
+    return ValueError(
+        f"When connecting to an existing cluster ({address!r}), num_cpus and num_gpus must not be "
+        f"provided, nor anything else that its nodes decide: got {', '.join(offers)}.{way_out}"
+    )
 
 
 def _amount(name: str, value: Any, kind: type) -> Any:

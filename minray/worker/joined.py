@@ -11,11 +11,15 @@ Called by ``worker.connect``. Invariant: nothing here starts or ends a process.
 from __future__ import annotations
 
 import os
+import socket
 
 from minray._base.config import Config
 from minray._base.process import is_alive
+from minray.worker.addresses import START, meant, nodes_here
 from minray.worker.launch import last_lines
-from minray.worker.session_folder import LOGS, SessionInfo, find_sessions
+from minray.worker.session_folder import LOGS, SessionInfo
+
+LOOK_S = 2.0
 
 
 class JoinedCluster:
@@ -53,13 +57,30 @@ class JoinedCluster:
         self.stop()
 
 
-def find_cluster(config: Config, address: str) -> JoinedCluster:
-    """The cluster whose head is at ``address`` ("host:port"). ConnectionError if no node of it is here."""
-    wanted = f"tcp:{address.removeprefix('tcp:')}"
-    nodes = [info for info in find_sessions(config) if info.gcs == wanted]
+def find_cluster(config: Config, said: str) -> JoinedCluster:
+    """The cluster whose head is at ``said`` ("host:port"), or that "auto" means.
+
+    Raises:
+        ConnectionError: no node of it is here; the text says whether its head answers, and the way out.
+        ValueError: this is no address.
+    """
+    address = meant(config, said)
+    nodes = nodes_here(config, address)
     if not nodes:
         raise ConnectionError(
             f"no running cluster can be reached at address={address!r}: this machine has no node of it that "
-            f"belongs to you (looked in {config.temp_root()})"
+            f"belongs to you (looked in {config.temp_root()}), and a driver needs one. {_way_out(address)}"
         )
-    return JoinedCluster(next((info for info in nodes if info.is_head), nodes[0]))
+    return JoinedCluster(nodes[0])
+
+
+def _way_out(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK_S).close()
+    except OSError as error:
+        return f"Nor does its head answer there ({error}): {START}"
+    return (
+        "Something listens there. If it is your head, this machine joins with: "
+        f"MINRAY_TOKEN_FILE=FILE minray start --address={address}, where FILE has the cluster's token"
+    )

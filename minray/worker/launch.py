@@ -38,6 +38,7 @@ from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
 from minray.store.remains import remove_session
 from minray.wire.codec import encode
+from minray.wire.secret import make_token, token_of
 from minray.wire.transports import nearest
 from minray.worker import session_folder
 from minray.worker.endpoints import listen
@@ -179,12 +180,13 @@ def launch(
 
     Raises:
         RaySystemError: no folder, no socket or no process can be made; the text names the fix.
+        minray.wire.secret.TokenError: a cluster's token was given that cannot be one.
     """
     root = session_folder.user_folder(config)
     if gcs is not None:
         token: bytes = gcs["token"]
     else:
-        token = config.token.encode() if config.token is not None else os.urandom(32)
+        token = (token_of(config) if cluster is not None else None) or make_token()
     info = session_folder.make_session(root, None if stays else own_identity(), token)
     try:
         with _standard_descriptors():

@@ -89,6 +89,7 @@ class Link:
         self.node: Connection = None  # type: ignore[assignment]
         self.gcs_link: Connection = None  # type: ignore[assignment]
         self.store: Any = None
+        self.clustered = False  # there may be other nodes
         self.inbox: deque[Any] = deque()
         self.before_releases: Callable[[], None] = lambda: None  # a worker's: send the results that wait
         self._inbox_told = False

@@ -169,7 +169,7 @@ class ObjectOps(Link):
         failure: Exception | None = None
         for (object_id, value, owner), hold in zip(objects, holds, strict=True):
             if isinstance(hold, Gone):
-                failure = self._gone_error(object_id, owner, hold.reason)
+                failure = self._gone_error(object_id, owner, hold)
             elif failure is not None:
                 hold.release()
             else:
@@ -182,9 +182,12 @@ class ObjectOps(Link):
             raise failure
         return values
 
-    def _gone_error(self, object_id: bytes, owner: Address | None, reason: str) -> Exception:
-        """A living owner frees nothing that is borrowed: if it is gone, so is its owner, announced or not yet."""
-        if owner is None or owner[1] == self.core.me[1]:
+    def _gone_error(self, object_id: bytes, owner: Address | None, gone: Gone) -> Exception:
+        """A living owner frees nothing that is borrowed: if it was freed, its owner is dead, announced or not yet."""
+        reason = gone.reason
+        if gone.kind == "full":
+            return ObjectStoreFullError(f"object {object_id.hex()} is on another node, and {reason}")
+        if gone.kind == "lost" or owner is None or owner[1] == self.core.me[1]:
             return ObjectLostError(object_id.hex(), None, "", reason)
         return OwnerDiedError(object_id.hex(), None, "", f"its owner, worker {owner[1].hex()[:8]}, is dead: {reason}")
 
@@ -423,6 +426,29 @@ class ObjectOps(Link):
             self.leave()
         if not pending:
             callback()
+
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
+        """See the contract."""
+        found: list[tuple[list[bytes], int | None]] = []
+        stored: dict[int, bytes] = {}
+        with self.lock:
+            for ref in refs:
+                record = self.core.objects.get(ref._id) or self._unknown(ref)
+                value = record.value
+                if record.status == STORED:
+                    stored[len(found)] = ref._id
+                    found.append(([value[0][0]], value[1]))
+                elif record.status == INLINE:
+                    size = len(value) if type(value) is bytes else len(value[0]) + sum(map(len, value[1]))
+                    found.append(([(record.owner or self.core.me)[0]], size))
+                else:
+                    found.append(([], None))
+            self.leave()
+        if stored and self.clustered:
+            known = self.request(self.node, "object_copies", (list(stored.values()),), None)
+            for i, nodes in zip(stored, known, strict=True):
+                found[i] = (list(dict.fromkeys(found[i][0] + nodes)), found[i][1])
+        return found
 
     # -- references that leave or come back by plain pickle --------------------------------------------
 

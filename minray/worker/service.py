@@ -95,6 +95,7 @@ class CoreWorker(ActorOps):
         self.job_id = msg.job_id
         self.job_config = msg.job_config
         self.session = {**msg.session, "node_address": msg.node_address, "gcs_endpoint": msg.gcs_endpoint}
+        self.clustered = bool(msg.session.get("clustered"))
         self.namespace = str(msg.session.get("namespace") or "")
         me = (msg.node_id, self.worker_id, self.hello.endpoint)
         self.hello = Hello(

@@ -3,7 +3,7 @@
     <temp root>/                     minray-<uid> in the system's temporary folder, 0700; or temp_dir
       s_<prefix>/                    0700; prefix: ten random characters, also of its segments' names
         session.info                 who lives here (see ``SessionInfo``)
-        token                        the cluster's shared secret in hexadecimal, 0600
+        token                        the cluster's shared secret, 0600: a MINRAY_TOKEN_FILE for other machines
         sock                         where the daemon listens, if it listens on a unix socket
         logs/ …                      what node, zygote and workers put there
 
@@ -60,8 +60,13 @@ class SessionInfo:
 
     def token(self) -> bytes:
         """The session's secret."""
-        with open(os.path.join(self.folder, TOKEN), encoding="ascii") as file:
-            return bytes.fromhex(file.read())
+        with open(self.token_path, "rb") as file:
+            return file.read()
+
+    @property
+    def token_path(self) -> str:
+        """The file with the secret."""
+        return os.path.join(self.folder, TOKEN)
 
     def write(self, folder: str | None = None) -> None:
         """Put the record into its folder (or ``folder``, before that has its name), whole or not at all."""
@@ -82,7 +87,7 @@ class SessionInfo:
         try:
             with open(os.path.join(folder, INFO), encoding="utf-8", errors="surrogateescape") as file:
                 lines = file.read().splitlines()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         if not lines or lines[0] != _MAGIC:
             return None
@@ -160,7 +165,7 @@ def make_session(root: str, driver: tuple[int, float] | None, token: bytes) -> S
     try:
         os.mkdir(young, 0o700)
         os.mkdir(os.path.join(young, LOGS), 0o700)
-        write_private(os.path.join(young, TOKEN), token.hex())
+        write_private(os.path.join(young, TOKEN), token.decode("utf-8", "surrogateescape"))
         info.write(young)
         os.rename(young, info.folder)
     except OSError as error:
@@ -180,17 +185,25 @@ def sweep_dead(root: str, limit: int = 20) -> list[str]:
         if len(removed) == limit:
             break
         folder = os.path.join(root, name)
+        if not name.startswith((_NEW, "s_")) or not _is_ours(folder):
+            continue
         if name.startswith(_NEW):
             dead = _age(folder) > _YOUNG_S
-        elif name.startswith("s_"):
+        else:
             info = SessionInfo.read(folder)
             dead = _is_dead(info, place) if info is not None else _age(folder) > _YOUNG_S
-        else:
-            continue
         if dead:
             remove_session(folder)
             removed.append(folder)
     return removed
+
+
+def _is_ours(folder: str) -> bool:
+    """A root that was named by hand may have sessions of several users."""
+    try:
+        return not hasattr(os, "geteuid") or os.lstat(folder).st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _age(folder: str) -> float:
@@ -219,7 +232,8 @@ def find_sessions(config: Config) -> list[SessionInfo]:
     place = this_place()
     found = []
     for name in names:
-        info = SessionInfo.read(os.path.join(root, name)) if name.startswith("s_") else None
+        folder = os.path.join(root, name)
+        info = SessionInfo.read(folder) if name.startswith("s_") and _is_ours(folder) else None
         if info is not None and info.place == place and info.daemon is not None and is_alive(*info.daemon):
             found.append(info)
     return sorted(found, key=lambda info: info.created, reverse=True)

@@ -12,7 +12,7 @@ from typing import Any
 from minray._base.config import Config
 from minray._base.process import own_identity
 from minray.exceptions import RaySystemError
-from minray.wire.errors import WireError
+from minray.wire.errors import ConnectionLost, WireError
 from minray.wire.messages import Hello, Reply, Request, pack, unpack
 from minray.wire.reactor import Connection, Reactor, Waiter
 
@@ -33,7 +33,7 @@ class Tool:
         self._answers: dict[int, Reply] = {}
         self._number = 0
         self._waiter = Waiter()
-        self._error: str | None = None
+        self._error: WireError | None = None  # why there is no connection any more
         pid, started = own_identity()
         hello = Hello("tool", os.urandom(28), b"", b"", pid, started, "")
         try:
@@ -46,7 +46,8 @@ class Tool:
         """The answer to a request (see ``gcs.service`` and ``node.dispatch``).
 
         Raises:
-            ConnectionError: nobody is there, or not with this token, or it hung up; the text says which.
+            ConnectionError: nobody is there, or not with this token, or it hung up; the text says which, and the
+                cause is the WireError.
             TimeoutError: no answer within ``timeout`` seconds.
             RaySystemError: the answer is an error.
         """
@@ -57,7 +58,7 @@ class Tool:
             self._reactor.wait(self._waiter, timeout)
         reply = self._answers.pop(self._number, None)
         if reply is None and self._error is not None:
-            raise ConnectionError(self._error)
+            raise ConnectionError(str(self._error)) from self._error
         if reply is None:
             raise TimeoutError(f"no answer to {method} from {self._endpoint} within {timeout:g} s")
         if not reply.ok:
@@ -74,7 +75,7 @@ class Tool:
 
     def on_close(self, conn: Connection, error: WireError | None) -> None:
         """Reactor."""
-        self._error = str(error) if error is not None else "the connection is closed"
+        self._error = error or ConnectionLost("the connection is closed")
         self._reactor.notify(self._waiter)
 
     def close(self) -> None:

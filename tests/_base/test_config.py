@@ -159,3 +159,40 @@ def test_blas_threads_leave_the_users_settings_alone() -> None:
     assert "HOME" not in limits
     assert set(config_module.blas_thread_vars(2, {"OMP_NUM_THREADS": "4"}).values()) == {"4"}
     assert set(config_module.blas_thread_vars(0, {}).values()) == {"1"}
+
+
+def test_an_empty_token_is_no_token() -> None:
+    with pytest.raises(ValueError, match=r"MINRAY_TOKEN .* is empty"):
+        Config.from_env({"MINRAY_TOKEN": ""})
+
+
+def test_a_token_is_shown_nowhere() -> None:
+    config = Config.from_env({"MINRAY_TOKEN": "sesame open"})
+    assert "sesame" not in repr(config)
+    with pytest.raises(ValueError) as raised:
+        config.replace(token=b"sesame open")
+    assert "sesame" not in str(raised.value)
+
+
+def test_a_token_in_two_places_is_one_too_many() -> None:
+    both = {"MINRAY_TOKEN": "a token of some length", "MINRAY_TOKEN_FILE": "/file"}
+    with pytest.raises(ValueError, match=r"MINRAY_TOKEN and MINRAY_TOKEN_FILE='/file' are both set"):
+        Config.from_env(both)
+    # What the program says itself beats the environment, in either form.
+    assert Config.from_env({"MINRAY_TOKEN": "from the environment"}, token_file="/file").token is None
+    assert Config.from_env({"MINRAY_TOKEN_FILE": "/file"}, token="from the program").token_file is None
+
+
+def test_tls_takes_three_files_or_none() -> None:
+    some = {"MINRAY_TLS_CERT": "/c.pem", "MINRAY_TLS_CA": "/ca.pem"}
+    with pytest.raises(ValueError, match=r"MINRAY_TLS_KEY is missing beside MINRAY_TLS_CERT='/c.pem'"):
+        Config.from_env(some)
+    assert Config.from_env({**some, "MINRAY_TLS_KEY": "/k.pem"}).tls_key == "/k.pem"
+
+
+def test_files_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = Config.from_env({"MINRAY_TOKEN_FILE": "token"})
+    assert config.token_file == os.path.join(tmp_path, "token")
+    assert Config.from_env({}, token_file="~/token").token_file == "/home/somebody/token"

@@ -21,7 +21,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_lists_what_is_built_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     printed = capsys.readouterr().out
-    assert set(COMMANDS) == {"microbenchmark"}
+    assert set(COMMANDS) == {"microbenchmark", "start", "stop", "status", "health-check"}
     assert all(name in printed for name in COMMANDS)
 
 

@@ -333,3 +333,63 @@ def test_placing_may_fail_at_a_restart() -> None:
     effects = table.ended(NODE, ended(ONE))
     assert updates(effects) == [(7, RESTARTING, 1), (7, DEAD, 1)] and not orders(effects)
     table.check_invariants()
+
+
+def two_nodes() -> tuple[NodeTable, ActorTable]:
+    nodes = NodeTable()
+    for number in (1, 2):
+        nodes.add({"node_id": bytes([number]) * 28, "resources": {"CPU": 10_000}}, 0.0)
+    return nodes, ActorTable(nodes.place)
+
+
+def place_of(effects: list[Any]) -> list[tuple[bytes, int, Any]]:
+    return [
+        (effect[1], effect[2].incarnation, effect[2].spec.get("bounces"))
+        for effect in effects
+        if effect[0] == "order" and isinstance(effect[2], StartActor)
+    ]
+
+
+def test_a_bounced_actor_goes_to_another_node_and_no_restart_is_used() -> None:
+    _, table = two_nodes()
+    _, effects = table.create(spec(), subscriber=7)
+    ((first, _, _),) = place_of(effects)
+    effects = table.ended(first, ended(ONE, bounced=True))
+    ((second, incarnation, bounces),) = place_of(effects)
+    assert second != first and incarnation == 0 and bounces == 1 and updates(effects) == []
+    table.check_invariants()
+    assert table.ended(first, ended(ONE, bounced=True)) == []  # said twice
+    effects = table.ended(second, ended(ONE, bounced=True))
+    assert place_of(effects) == [(first, 0, 2)]
+    assert updates(table.started(first, started(ONE))) == [(7, ALIVE, 0)]
+    table.check_invariants()
+
+
+def test_a_bounce_that_crosses_with_the_end_of_the_actor() -> None:
+    _, table = two_nodes()
+    _, effects = table.create(spec(), subscriber=7)
+    ((first, _, _),) = place_of(effects)
+    table.kill(ONE, no_restart=True)
+    assert table.ended(first, ended(ONE, bounced=True)) == []
+    _, effects = table.create(spec(2, **restarts(1)), subscriber=7)
+    ((first, _, _),) = place_of(effects)
+    table.kill(actor_id(2), no_restart=False)
+    effects = table.ended(first, ended(actor_id(2), bounced=True))
+    assert [(incarnation, bounces) for _, incarnation, bounces in place_of(effects)] == [(1, None)]
+    table.check_invariants()
+
+
+def test_a_lost_node_takes_its_owners_actors_with_it_wherever_they_run() -> None:
+    nodes, table = two_nodes()
+    lost, other = bytes([1]) * 28, bytes([2]) * 28
+    owner = (lost, b"p" * 28, "tcp:x:1")
+    for number, changes in ((1, {}), (2, {"lifetime": "detached"}), (3, {"owner": (other, b"q" * 28, "")})):
+        here = spec(number, strategy=("affinity", other, False), **{"owner": owner, **changes})
+        table.create(here, subscriber=7)
+        table.started(other, started(actor_id(number)))
+    nodes.lost(lost, "no heartbeat")
+    effects = table.node_lost(lost, "no heartbeat")
+    assert updates(effects) == [(7, DEAD, 0)]
+    assert [m.actor_id for m in orders(effects)] == [ONE] and isinstance(orders(effects)[0], StopActor)
+    assert table.state_of(actor_id(2)) == table.state_of(actor_id(3)) == ALIVE
+    table.check_invariants()

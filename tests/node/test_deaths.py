@@ -127,3 +127,40 @@ def test_the_stack_is_read_but_not_without_end(tmp_path: Path) -> None:
 
 def test_a_system_without_counters_never_guesses(tmp_path: Path) -> None:
     assert not OomWatch(str(tmp_path)).struck()
+
+
+# -- processes of other nodes -----------------------------------------------------------------------
+
+FAR = b"f" * 28
+
+
+def test_the_gcs_is_asked_once_and_its_answer_goes_to_all() -> None:
+    made = book()
+    assert made.watch_elsewhere(A, FAR) and not made.watch_elsewhere(B, FAR)
+    made.check_invariants()
+    died = Died(FAR, -1, -1, -1, {"text": "x"})
+    assert told(made.told(died)) == {A: died, B: died}
+    assert made.told(died) == []
+    made.check_invariants()
+    assert made.watch_elsewhere(A, FAR)  # it is asked for again: the GCS answers again
+
+
+def test_a_watcher_of_far_and_near_that_dies() -> None:
+    made = book()
+    made.watch(A, B)
+    made.watch_elsewhere(A, FAR)
+    made.watch_elsewhere(C, FAR)
+    made.died(A, {})
+    made.check_invariants()
+    assert told(made.told(Died(FAR, -1, -1, -1, {}))).keys() == {C}
+    made.died(C, {})
+    made.check_invariants()
+
+
+def test_what_other_nodes_are_told() -> None:
+    made = book()
+    assert made.ask(A) is None
+    made.died(A, {"text": "x"})
+    answer, stranger = made.ask(A), made.ask(FAR)
+    assert answer is not None and answer.cause == {"text": "x"}
+    assert stranger is not None and stranger.cause["unknown"]

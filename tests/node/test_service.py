@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -116,6 +116,8 @@ class Client:
 class Bench:
     """A node on a thread of its own, with a GCS that says yes."""
 
+    more: ClassVar[dict[str, Any]] = {}  # about the session
+
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder / "s"
         (self.folder / "logs").mkdir(parents=True)
@@ -139,6 +141,7 @@ class Bench:
             "token": TOKEN,
             "sys_path": ["/of/the/session"],
             "driver": None,
+            **self.more,
         }
         self.node = Node(
             self.reactor,
@@ -159,8 +162,10 @@ class Bench:
 
     def gcs(self, message: Message) -> None:
         self.to_gcs.append(message)
-        if isinstance(message, Request):
-            value: Any = {"job_id": JOB, "namespace": "ns"} if message.method == "add_job" else True
+        if isinstance(message, Request) and message.method != "job_end":
+            value: Any = {"job_id": JOB, "namespace": "ns"} if message.method == "add_job" else {}
+            if message.method == "add_node":
+                value = {"heartbeat_s": 0.5}
             self.reactor.call_soon(lambda: self.node.on_gcs(Reply(message.request_id, True, value)))
 
     def do(self, fn: Callable[[], None]) -> None:

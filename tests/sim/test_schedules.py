@@ -11,7 +11,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -80,7 +79,7 @@ def story(seed: int, patch: pytest.MonkeyPatch) -> str:
     return digest.hexdigest()
 
 
-REPLAYED = range(0, 12)
+REPLAYED = range(12)
 
 
 def test_a_seed_replays_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -104,3 +105,11 @@ def served(start: Callable[[Reactor], Any], **options: Any) -> Iterator[tuple[Re
         thread.join(LONG)
         assert not thread.is_alive()
         reactor.close()
+
+
+def spin_until(condition: Callable[[], bool]) -> None:
+    """For what has no event to wait for: another thread's falling asleep."""
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0)

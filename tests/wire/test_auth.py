@@ -5,8 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from minray.wire.auth import MAGIC, PROOF_SIZE, PROTOCOL_VERSION, ClientHandshake, ServerHandshake
-from minray.wire.errors import HandshakeError
+from minray.wire.auth import (
+    MAGIC,
+    PROOF_SIZE,
+    PROTOCOL_VERSION,
+    ClientHandshake,
+    ServerHandshake,
+    refusal_without_tls,
+)
+from minray.wire.errors import HandshakeError, WrongToken
 
 TOKEN = b"secret"
 
@@ -103,7 +110,7 @@ def test_no_refusal_leaves_after_a_wrong_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02", b"\x00" * 100, MAGIC[:-1] + b"x"]
+    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x17\x03\x01\x02", b"\x00" * 100, MAGIC[:-1] + b"x"]
 )
 @pytest.mark.parametrize("make", [ClientHandshake, ServerHandshake])
 def test_garbage_is_refused_at_its_first_wrong_byte(
@@ -116,10 +123,46 @@ def test_garbage_is_refused_at_its_first_wrong_byte(
             assert MAGIC.startswith(garbage[: i + 1])
 
 
-def test_a_client_may_not_send_more_before_the_answer() -> None:
-    server = ServerHandshake(TOKEN)
+def test_nobody_may_send_more_before_the_answer() -> None:
+    client, server = ClientHandshake(TOKEN), ServerHandshake(TOKEN)
     with pytest.raises(HandshakeError, match="before it was answered"):
-        server.feed(ClientHandshake(TOKEN).start() + b"x")
+        ServerHandshake(TOKEN).feed(client.start() + b"x")
+    with pytest.raises(HandshakeError, match="before it was answered"):  # somebody in the middle adds a frame
+        client.feed(server.feed(client.start()) + b"x")
+    assert client.leftover == server.leftover == b""
+
+
+def test_a_wrong_token_is_named_on_both_sides() -> None:
+    client, server = ClientHandshake(b"other"), ServerHandshake(TOKEN)
+    with pytest.raises(WrongToken, match=r"does not know this cluster's token.*MINRAY_TOKEN_FILE"):
+        client.feed(server.feed(client.start()))
+    with pytest.raises(WrongToken, match=r"does not know this cluster's token.*MINRAY_TOKEN_FILE"):
+        server.feed(client.refusal())
+    assert server.refusal() == b""
+
+
+def test_who_speaks_tls_to_one_who_does_not_is_told_and_the_other_way_round() -> None:
+    server = ServerHandshake(TOKEN)
+    with pytest.raises(HandshakeError, match=r"the other side speaks TLS and this side does not.*MINRAY_TLS_CERT"):
+        server.feed(b"\x16\x03\x01\x02\x00\x01")
+    assert server.refusal().startswith(MAGIC)  # which tls.py takes for what it is
+    client = ClientHandshake(TOKEN)
+    with pytest.raises(HandshakeError, match=r"the other side speaks TLS and this side does not.*MINRAY_TLS_CERT"):
+        client.feed(refusal_without_tls())
+    assert client.refusal() == b""
+
+
+def test_a_socket_that_is_connected_to_itself_is_noticed() -> None:
+    client = ClientHandshake(TOKEN)
+    with pytest.raises(HandshakeError, match="only repeats"):
+        client.feed(client.start())
+
+
+def test_what_a_stranger_sends_is_not_kept_after_an_error() -> None:
+    server = ServerHandshake(TOKEN)
+    with pytest.raises(HandshakeError):
+        server.feed(ClientHandshake(TOKEN).start() + bytes(4000))
+    assert server._buffer == b""
 
 
 def test_a_proof_cannot_be_reflected() -> None:

@@ -6,13 +6,14 @@ import copyreg
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minray.wire.codec import decode, encode, encode_framed
+from minray.wire.codec import decode, decode_foreign, encode, encode_framed
 from minray.wire.errors import ProtocolError
 from minray.wire.framing import FrameDecoder
 
@@ -24,7 +25,7 @@ values = st.recursive(
 
 @given(st.lists(values).map(tuple))
 def test_round_trip(message: tuple[Any, ...]) -> None:
-    assert decode(encode(message)) == message
+    assert decode(encode(message)) == decode_foreign(encode(message)) == message
     (frame,) = FrameDecoder(1 << 20).feed(encode_framed(message))
     assert decode(frame) == message
 
@@ -72,6 +73,19 @@ def test_extension_codes_are_refused() -> None:
         copyreg.remove_extension("collections", "OrderedDict", 240)
 
 
+def test_an_error_does_not_hold_what_it_is_about() -> None:
+    text = b"\xff" * 1_000_000
+    with pytest.raises(ProtocolError) as raised:
+        decode(b"\x80\x05X" + len(text).to_bytes(4, "little") + text + b"\x85.")
+    assert "UnicodeDecodeError" in str(raised.value)
+    assert len(str(raised.value)) < 400
+    assert raised.value.__context__ is raised.value.__cause__ is None
+    name = b"x" * 1_000_000
+    with pytest.raises(ProtocolError) as raised:
+        decode(b"c" + name + b"\n" + name + b"\n.")
+    assert len(str(raised.value)) < 400
+
+
 def test_persistent_ids_are_refused() -> None:
     with pytest.raises(ProtocolError, match="persistent"):
         decode(b"\x80\x05\x8c\x01aQ.")
@@ -97,7 +111,8 @@ GARBAGE = [
 
 @pytest.mark.parametrize("data", GARBAGE)
 @pytest.mark.parametrize("padding", [0, 20_000])
-def test_garbage_is_a_protocol_error(data: bytes, padding: int) -> None:
+@pytest.mark.parametrize("decode", [decode, decode_foreign])
+def test_garbage_is_a_protocol_error(decode: Callable[..., Any], data: bytes, padding: int) -> None:
     with pytest.raises(ProtocolError):
         decode(bytearray(data[:-1] + data[-1:] + bytes(padding)) if not data.endswith(b".") else data)
 
@@ -105,7 +120,7 @@ def test_garbage_is_a_protocol_error(data: bytes, padding: int) -> None:
 @given(st.binary(max_size=200))
 def test_random_bytes_give_a_tuple_or_a_protocol_error(data: bytes) -> None:
     try:
-        assert type(decode(data)) is tuple
+        assert type(decode_foreign(data)) is tuple
     except ProtocolError:
         pass
 
@@ -117,6 +132,6 @@ def test_damaged_messages_give_a_tuple_or_a_protocol_error(
     damaged = bytearray(encode(message))
     damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert type(decode(damaged)) is tuple
+        assert type(decode_foreign(damaged)) is tuple
     except ProtocolError:
         pass

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from minray.wire import connection as connection_module
 from minray.wire import transports
 from minray.wire.auth import MAGIC, ClientHandshake, ServerHandshake
 from minray.wire.codec import decode, encode
@@ -271,24 +270,21 @@ def test_a_message_beyond_the_bound_raises_where_it_is_sent(
     assert got.messages == [(1, "fits")]
 
 
-def test_the_handshake_has_a_deadline(
-    request_of: str, client: Reactor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "DEADLINE_S", 0.02)
-    endpoint = client.listen(request_of, lambda conn: Echo())
+def test_the_handshake_has_a_deadline(request_of: str, make: Callable[..., Reactor]) -> None:
+    endpoint = make(handshake_s=0.02).listen(request_of, lambda conn: Echo())
     with raw(endpoint) as silent, raw(endpoint) as partial:
         partial.sendall(MAGIC[:5])
         assert read_to_end(silent) == b""
         assert read_to_end(partial) == b""
 
 
-def test_a_dialler_gives_up_a_silent_server(
-    request_of: str, client: Reactor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "DEADLINE_S", 0.02)
+@pytest.mark.parametrize("own", [True, False])
+def test_a_dialler_gives_up_a_silent_server(request_of: str, make: Callable[..., Reactor], own: bool) -> None:
+    client = make(handshake_s=LONG if own else 0.02)
     listener, endpoint = transports.make_listener(request_of)
     try:
-        conn, got = connect(client, endpoint)
+        got = Recorder(client)
+        conn = client.dial(endpoint, hello(), got, within_s=0.02 if own else None)
         conn.send((1, "hello?"))
         error = got.until_closed()
         assert isinstance(error, HandshakeError)
@@ -297,10 +293,7 @@ def test_a_dialler_gives_up_a_silent_server(
         listener.close()
 
 
-def test_a_connection_that_opened_in_time_has_no_deadline(
-    request_of: str, client: Reactor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "DEADLINE_S", 0.5)
+def test_a_connection_that_opened_in_time_has_no_deadline(request_of: str, client: Reactor) -> None:
     conn, got = connect(client, client.listen(request_of, lambda conn: Echo()))
     conn.send((1, "a"))
     got.until_messages(1)

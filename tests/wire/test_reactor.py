@@ -22,22 +22,12 @@ from minray.wire.election import Background, Election
 from minray.wire.errors import ConnectionLost, ReactorClosed, WireError
 from minray.wire.messages import Hello
 from minray.wire.reactor import Connection, Reactor, Waiter
-from tests.wire.support import LONG, Echo, Recorder, hello, make_reactor
+from tests.wire.support import LONG, Echo, Recorder, hello, make_reactor, spin_until
 
 
 @pytest.fixture(params=["auto", "selectors"])
 def any_reactor(request: pytest.FixtureRequest, make: Callable[..., Reactor]) -> Reactor:
     return make(poller=request.param)
-
-
-def spin_until(condition: Callable[[], bool]) -> None:
-    """For what has no event to wait for: another thread's falling asleep."""
-    import time
-
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0)
 
 
 def pair(reactor: Reactor, handler: Any = None) -> tuple[Connection, Recorder]:
@@ -635,7 +625,7 @@ def test_no_descriptors_left_to_accept_with(
     reactor = make()
     failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
     endpoint = reactor.listen("tcp:127.0.0.1:0", lambda conn: Echo())
-    (one,) = reactor._listeners
+    (one,) = reactor._listeners._all
     real = one._sock
 
     class Scarce:

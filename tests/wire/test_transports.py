@@ -47,6 +47,17 @@ def test_no_token_no_lan(make: object) -> None:
     reactor: Reactor = make(token=b"")  # type: ignore[operator]
     with pytest.raises(transports.EndpointError, match="without a token"):
         reactor.listen("tcp:0.0.0.0:0", lambda conn: Echo())
+    with pytest.raises(transports.EndpointError, match="without a token"):
+        reactor.listen("tcp:127.0.0.1:0 tcp:0.0.0.0:0", lambda conn: Echo())
+    with socket.create_server(("0.0.0.0", 0)) as sock, pytest.raises(transports.EndpointError, match="without a token"):
+        reactor.listen_socket(sock, lambda conn: Echo())
+
+
+def test_no_lan_with_a_token_that_can_be_guessed(make: object) -> None:
+    reactor: Reactor = make(token=b"password")  # type: ignore[operator]
+    with pytest.raises(transports.EndpointError, match=r"a token of 8 bytes, which can be guessed.*secrets.token_hex"):
+        reactor.listen("tcp:0.0.0.0:0", lambda conn: Echo())
+    reactor.listen("tcp:127.0.0.1:0", lambda conn: Echo())
 
 
 def test_a_long_socket_path_names_the_way_out() -> None:

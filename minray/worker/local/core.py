@@ -49,6 +49,7 @@ class LocalCore:
     """See contract.Runtime."""
 
     session: dict[str, Any]  # what LocalRuntime adds
+    node_id: bytes  # this, too
 
     def __init__(self, env_vars: dict[str, str]) -> None:
         self.job_id = JOB_ID
@@ -231,6 +232,18 @@ class LocalCore:
             return self.objects.again(object_id)
         except ValueError:  # of another session: a name that leads nowhere, as get() will say
             return object_ref.ObjectRef(object_id)
+
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
+        """See the contract."""
+        there: list[tuple[list[bytes], int | None]] = []
+        for ref in refs:
+            found = self.objects.find(ref)
+            if found.status == VALUE:
+                data, buffers = found.value[:2]
+                there.append(([self.node_id], len(data) + sum(map(len, buffers))))
+            else:
+                there.append(([], None))
+        return there
 
     # --- streams ----------------------------------------------------------------------------------
 

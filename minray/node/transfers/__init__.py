@@ -1,0 +1,4 @@
+"""Objects on their way between nodes: who asks whom (``pulls``, ``lending``), and the bytes (``channel``).
+
+The drawing is in ``service.py``.
+"""

@@ -1,0 +1,250 @@
+"""TLS on TCP connections: both sides show a certificate of the cluster's own authority. Optional.
+
+::
+
+    Connection, Writer ── plain bytes ──► TlsSocket ── TLS records ──► socket
+                                          (ssl.SSLObject between two memory buffers)
+
+``Tls`` reads the certificate, its key and the authority once per process; its ``TlsSocket`` stands where the
+connection's socket would, so that a connection without TLS does nothing differently. Unix sockets stay plain:
+what they carry never leaves the machine. Behind TLS comes the same handshake as without (``auth``).
+
+Membership is a certificate signed by the authority; names in it are not compared, since the machines of a lab
+have no lasting ones. So the authority must be one that signs for this cluster only. TLS 1.3, no tickets.
+
+A ``TlsSocket`` is read by the leader and written by any thread, and OpenSSL takes no two at once: ``_lock``,
+which nobody waits for. Who finds it taken is told what a full (or empty) kernel buffer would tell him, and comes
+again. Invariants: ``send`` reports bytes as taken only when their records have left, and is called again with
+the same ones first (``Writer`` does); nothing is left lying decrypted without ``again`` being called.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from minray.wire.auth import MAGIC, THEY_LACK_TLS, refusal_without_tls
+from minray.wire.errors import HandshakeError, WireError
+from minray.wire.poller import IN, OUT
+
+CHUNK = 64 * 1024
+EARLY_CHUNK = 16 * 1024  # of strangers
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class TlsFileError(WireError, ValueError):
+    """A certificate, key or authority that cannot be used."""
+
+
+class TlsLost(OSError):
+    """TLS ended a connection, for the reason in the text."""
+
+
+class Tls:
+    """The certificate (with its chain), its key and the authority: three files in PEM. Raises TlsFileError."""
+
+    def __init__(self, cert: str, key: str, ca: str) -> None:
+        self._dialling = _context(ssl.PROTOCOL_TLS_CLIENT, cert, key, ca)
+        self._accepting = _context(ssl.PROTOCOL_TLS_SERVER, cert, key, ca)
+
+    def wrap(self, sock: socket.socket, accepted: bool, again: Callable[[], None]) -> TlsSocket:
+        """``sock`` with TLS around it. ``again`` is called when there is more to read than the kernel knows."""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = self._accepting if accepted else self._dialling
+        return TlsSocket(sock, context.wrap_bio(incoming, outgoing, accepted), incoming, outgoing, again)
+
+
+def _context(protocol: int, cert: str, key: str, ca: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+    for name, path in (("certificate", cert), ("key", key), ("authority", ca)):
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise TlsFileError(f"the TLS {name} {path!r} cannot be read: {error.strerror}") from None
+    try:
+        context.load_cert_chain(cert, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise TlsFileError(f"the TLS certificate {cert!r} with key {key!r} cannot be used: {_reason(error)}") from None
+    try:
+        context.load_verify_locations(ca)
+    except ssl.SSLError as error:
+        raise TlsFileError(f"the TLS authority {ca!r} cannot be used: {_reason(error)}") from None
+    return context
+
+
+def _no_password() -> NoReturn:
+    raise ValueError("the key is encrypted; give one without a password, in a file of mode 0600")
+
+
+def _reason(error: Exception) -> str:
+    """What OpenSSL means, without its file names and line numbers."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the other side's certificate is refused: {error.verify_message}"
+    reason = str(getattr(error, "reason", None) or error).replace("_", " ").lower()
+    if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
+        return f"the other side refuses this side's certificate: {reason}"
+    return reason
+
+
+class TlsSocket:
+    """Has what a connection uses of a socket. ``shake_hands`` comes first."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        again: Callable[[], None],
+    ) -> None:
+        self.family = sock.family
+        self.fileno = sock.fileno
+        self.getsockopt = sock.getsockopt
+        self.setsockopt = sock.setsockopt
+        self.close = sock.close
+        self.detach = sock.detach
+        self._sock = sock
+        self._tls = tls
+        self._incoming = incoming  # records from the kernel, for OpenSSL
+        self._outgoing = outgoing  # records of OpenSSL
+        self._unsent: bytes | memoryview = b""  # of them, what the kernel does not take
+        self._again = again
+        self._lock = threading.Lock()
+        self._owed = 0  # bytes that are encrypted, but were not reported as taken
+        self._looked = False  # at the first byte of the peer
+
+    # --- opening, on the leader's thread
+
+    def shake_hands(self) -> int:
+        """Go on with TLS's own handshake. Returns what to wait for: IN, OUT, or 0 when it is over. Raises
+        HandshakeError, or OSError for a lost connection."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                over = True
+            except ssl.SSLWantReadError:
+                over = False
+            except ssl.SSLError as error:
+                self._leave()  # the alert that tells the other side
+                raise HandshakeError(f"TLS failed: {_reason(error)}") from None
+            if not self._leave():
+                return OUT
+            if over:
+                return 0
+            try:
+                data = self._sock.recv(EARLY_CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return IN
+            if not data:
+                raise TlsLost("no TLS came")
+            self._look(data)
+            self._incoming.write(data)
+
+    def _look(self, data: bytes) -> None:
+        """A peer without TLS is told so in its own words."""
+        if not self._looked:
+            self._looked = True
+            if data[0] == MAGIC[0]:
+                if self._tls.server_side:
+                    self._sock.send(refusal_without_tls(), _NO_SIGNAL)
+                raise HandshakeError(THEY_LACK_TLS)
+
+    # --- for the leader
+
+    def recv_into(self, target: bytearray | memoryview) -> int:
+        """Like a socket's; raises BlockingIOError, TlsLost."""
+        if not self._lock.acquire(False):
+            self._again()
+            raise BlockingIOError(errno.EAGAIN, "another thread writes")
+        try:
+            return self._read_records(memoryview(target))
+        finally:
+            self._lock.release()
+
+    def _read_records(self, target: memoryview) -> int:
+        count = 0
+        while count < len(target):
+            try:
+                got = self._tls.read(len(target) - count, target[count:])
+            except ssl.SSLWantReadError:
+                if self._fetch():
+                    continue
+                break
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return count
+            except ssl.SSLError as error:
+                self._leave()
+                raise TlsLost(f"TLS failed: {_reason(error)}") from None
+            if not got:
+                return count
+            count += int(got)
+        else:
+            self._again()
+        if not count and not self._incoming.eof:
+            raise BlockingIOError(errno.EAGAIN, "no whole record yet")
+        return count
+
+    def _fetch(self) -> bool:
+        """Records from the kernel. Whether there were any, or their end."""
+        try:
+            data = self._sock.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        if data:
+            self._incoming.write(data)
+        elif self._incoming.eof:
+            return False
+        else:
+            self._incoming.write_eof()
+        return True
+
+    # --- for any thread
+
+    def send(self, data: bytes | memoryview, flags: int = 0) -> int:
+        """Like a socket's; raises BlockingIOError. What was not reported as taken must come again."""
+        if not self._lock.acquire(False):
+            raise BlockingIOError(errno.EAGAIN, "another thread reads or writes")
+        try:
+            return self._write_records(memoryview(data))
+        finally:
+            self._lock.release()
+
+    def _write_records(self, data: memoryview) -> int:
+        if not self._leave():
+            raise BlockingIOError(errno.EAGAIN, "the kernel's buffer is full")
+        taken, self._owed = self._owed, 0
+        while taken < len(data):
+            try:
+                count = self._tls.write(data[taken : taken + CHUNK])
+            except ssl.SSLError as error:
+                raise TlsLost(f"TLS failed: {_reason(error)}") from None
+            if not self._leave():
+                self._owed = count
+                if not taken:
+                    raise BlockingIOError(errno.EAGAIN, "the kernel's buffer is full")
+                return taken
+            taken += count
+        return taken
+
+    def _leave(self) -> bool:
+        """Give the kernel what OpenSSL has written. Whether all of it left."""
+        while True:
+            if not self._unsent:
+                self._unsent = self._outgoing.read()
+                if not self._unsent:
+                    return True
+            try:
+                sent = self._sock.send(self._unsent, _NO_SIGNAL)
+            except (BlockingIOError, InterruptedError):
+                return False
+            self._unsent = memoryview(self._unsent)[sent:]

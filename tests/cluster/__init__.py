@@ -1,0 +1,1 @@
+"""Several nodes on this machine, with real processes."""

@@ -1,0 +1,397 @@
+"""The commands of a cluster as a user types them, with real processes: from the first start to the last stop.
+
+A ``Shell`` is one user's machine: a folder of sessions of its own, and a mark in the environment by which everything
+that its commands have started is found again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minray.worker.addresses import here_towards
+from minray.worker.session_folder import SessionInfo
+from tests.cluster.conftest import eventually
+from tests.e2e.support import MARK, ROOT, _marked, session_dir_prefix
+
+LIMIT_S = 60.0
+SQUARES = """
+import minray as ray
+
+@ray.remote
+def square(x):
+    return x * x
+
+@ray.remote
+class Counter:
+    def __init__(self):
+        self.n = 0
+    def add(self, n):
+        self.n += n
+        return self.n
+
+ray.init(ADDRESS)
+counter = Counter.remote()
+print(ray.get([square.remote(i) for i in range(20)]), ray.get([counter.add.remote(i) for i in range(5)]))
+ray.shutdown()
+"""
+
+
+class Shell:
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self.root = Path(tempfile.mkdtemp(prefix="mrt-"))
+        self.prefixes: set[str] = set()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MINRAY_")}
+        self.env = {**kept, "PYTHONPATH": str(ROOT), "MINRAY_TEMP_DIR": str(self.root), MARK: self.mark}
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        pipe: Any = subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, *words], text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+            env={**self.env, **env}, cwd=self.root.parent,
+        )  # fmt: skip
+
+    def run(self, *words: str, code: int = 0, **env: str) -> str:
+        """What a Python program writes (both ways), after it has ended with ``code``."""
+        process = self.start(*words, **env)
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{words} hangs: {process.communicate()}") from None
+        self.prefixes |= {session_dir_prefix(path) for path in self.sessions()}
+        assert process.returncode == code, f"{words}: {process.returncode}\n{out}\n{err}"
+        return out + err
+
+    def minray(self, *words: str, code: int = 0, **env: str) -> str:
+        return self.run("-m", "minray.cli.main", *words, code=code, **env)
+
+    def head(self, *words: str) -> str:
+        """Start a head; its address."""
+        text = self.minray("start", "--head", "--num-cpus=2", *words)
+        return text.split("cluster at ")[1].split(" ")[0]
+
+    def driver(self, program: str, **env: str) -> str:
+        return self.run("-c", program, **env)
+
+    def sessions(self) -> list[str]:
+        return [str(path) for path in self.root.glob("s_*")]
+
+    def info(self, address: str) -> SessionInfo:
+        """The record of the head."""
+        found = [SessionInfo.read(path) for path in self.sessions()]
+        (info,) = [info for info in found if info is not None and info.is_head and info.gcs == f"tcp:{address}"]
+        return info
+
+    def token(self, text: str = "0123456789abcdef") -> str:
+        path = self.root / f"token-{text[:6]}"
+        path.write_text(text)
+        path.chmod(0o600)
+        return str(path)
+
+    def left(self) -> list[str]:
+        shm = Path("/dev/shm")
+        segments = list(shm.iterdir()) if shm.is_dir() else []
+        return [
+            *(f"process {process.pid}" for process in _marked(self.mark)),
+            *(str(path) for path in self.root.iterdir() if not path.name.startswith("token-")),
+            *(str(path) for path in segments if any(prefix in path.name for prefix in self.prefixes)),
+        ]
+
+    def leaves_nothing(self) -> None:
+        eventually(lambda: not self.left(), f"nothing is left of {self.left()}", limit=5.0)
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    made = Shell()
+    yield made
+    for process in _marked(made.mark):
+        process.kill()
+    shutil.rmtree(made.root, ignore_errors=True)
+
+
+# --- the three commands -----------------------------------------------------------------------------------
+
+
+def test_from_the_first_start_to_the_last_stop(shell):
+    said = shell.minray("start", "--head", "--num-cpus=2")
+    (join,) = [line.strip() for line in said.splitlines() if "start --address=" in line]
+    token, rest = join.split(" ", 1)
+    joined = shell.minray(*rest.split()[1:], "--num-cpus=3", "--labels=rack=a", **dict([token.split("=", 1)]))
+    assert "has joined" in joined
+    address = rest.rpartition("=")[2]
+    status = shell.minray("status")
+    assert f"Cluster at {address}: 2 alive" in status
+    assert "0/2" in status and "0/3" in status and "0/5" in status and "rack=a" in status
+    assert "Nothing waits." in status
+    assert "2 nodes" in shell.minray("health-check")
+
+    here, alone = (shell.driver(SQUARES.replace("ADDRESS", said)) for said in ('address="auto"', 'address="local"'))
+    assert here == alone and "[0, 1, 4, 9" in here
+
+    stopped = shell.minray("stop")
+    assert stopped.count(": ended") == 2 and stopped.index("node ") < stopped.index("head ")
+    shell.leaves_nothing()
+    assert "No cluster of yours" in shell.minray("stop")
+    assert "minray start --head" in shell.minray("status", code=1)
+
+
+def test_who_follows_the_readme_gets_the_same_answers(shell):
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- command: cluster -->")[1].split("```")[1]
+    commands = [line.split("#")[0].split() for line in text.splitlines()[1:]]
+    assert [words[:2] for words in commands] == [
+        ["minray", "start"], ["minray", "start"], ["python", "examples/actors.py"],
+        ["minray", "status"], ["minray", "stop"],
+    ]  # fmt: skip
+    program = [str(ROOT / commands[2][1]), *commands[2][2:]]
+    alone = shell.run(*program, MINRAY_ADDRESS="local")
+    shell.minray(*commands[0][1:])
+    address = (shell.root / f"latest-cluster-{os.geteuid()}").read_text().strip()
+    shell.minray(*(word.replace("HOST:PORT", address) for word in commands[1][1:]))
+    shown = shell.run(*program)
+    assert "2 alive" in shell.minray(*commands[3][1:])
+    shell.minray(*commands[4][1:])
+    shell.leaves_nothing()
+    assert shown == alone and shown
+
+
+def test_the_tasks_of_a_driver_run_on_both_nodes_and_what_waits_is_shown(shell):
+    address = shell.head()
+    shell.minray("start", f"--address={address}", "--num-cpus=2")
+    program = f"""
+import subprocess, sys, time
+import minray as ray
+ray.init(address="{address}")
+
+@ray.remote
+class Spot:
+    def __init__(self):
+        self.found = set()
+    def here(self, node):
+        self.found.add(node)
+        return len(self.found)
+    def count(self):
+        return len(self.found)
+
+@ray.remote
+def meet(spot):  # nobody returns before somebody on the other node has come
+    ray.get(spot.here.remote(ray.get_runtime_context().get_node_id()))
+    while ray.get(spot.count.remote()) < 2:
+        time.sleep(0.01)
+
+@ray.remote(resources={{"anvil": 1}})
+def lift():
+    return "lifted"
+
+spot = Spot.options(num_cpus=0).remote()
+ray.get([meet.remote(spot) for _ in range(4)])
+lifted = lift.remote()
+while True:
+    text = subprocess.run([sys.executable, "-m", "minray.cli.main", "status"], capture_output=True, text=True).stdout
+    if "anvil 1 (the most that one has: 0)" in text:
+        break
+subprocess.run([sys.executable, "-m", "minray.cli.main", "start", "--address={address}", '--resources={{"anvil": 1}}'])
+print(ray.get(lifted))
+"""
+    assert "lifted" in shell.driver(program)
+    assert shell.minray("stop").count(": ended") == 3
+    shell.leaves_nothing()
+
+
+def test_two_clusters_side_by_side(shell):
+    first = shell.head("--node-name=first")
+    second = shell.head("--node-name=second")
+    ask = 'import minray as ray; ray.init(ADDRESS); print(ray.nodes()[0]["NodeName"], len(ray.nodes()))'
+    assert shell.driver(ask.replace("ADDRESS", 'address="auto"')) == "second 1\n"
+    assert shell.driver(ask.replace("ADDRESS", f'address="{first}"')) == "first 1\n"
+    assert shell.driver(ask.replace("ADDRESS", ""), MINRAY_ADDRESS=first) == "first 1\n"
+    stopped = shell.minray("stop")
+    assert f"cluster at {second}" in stopped and f"minray stop --address={first}" in stopped
+    assert "first (head)" in shell.minray("status")  # the only one that is left
+    shell.minray("stop", f"--address={first}")
+    shell.leaves_nothing()
+
+
+def test_several_clusters_and_no_latest_one(shell):
+    first, second = shell.head(), shell.head()
+    shell.head()
+    shell.minray("stop")
+    text = shell.minray("stop", code=1)
+    assert first in text and second in text and "--address=" in text
+    for address in (first, second):
+        shell.minray("stop", "--force", f"--address={address}")
+    shell.leaves_nothing()
+
+
+# --- init ---------------------------------------------------------------------------------------------------
+
+
+def test_init_without_an_address(shell):
+    count = "import minray as ray; ray.init(ADDRESS); print(ray.nodes()[0]['NodeName'])"
+    shell.head("--node-name=latest")
+    assert shell.driver(count.replace("ADDRESS", "")) == "latest\n"
+    assert shell.driver(count.replace("ADDRESS", '"local", _node_name="own"')) == "own\n"
+    assert shell.driver(count.replace("ADDRESS", '_node_name="own"'), MINRAY_ADDRESS="local") == "own\n"
+    text = shell.run(
+        "-c", count.replace("ADDRESS", "num_cpus=1"), code=1
+    )  # fmt: skip
+    assert "ValueError" in text and "num_cpus" in text and 'init(address="local"' in text
+    shell.minray("stop", "--force")
+    assert shell.driver(count.replace("ADDRESS", '_node_name="own"')) == "own\n"
+    shell.leaves_nothing()
+
+
+def test_a_latest_cluster_that_has_died_is_no_cluster(shell):
+    address = shell.head()
+    info = shell.info(address)
+    os.kill(info.daemon[0], signal.SIGKILL)
+    eventually(lambda: not shell.sessions(), "its zygote clears up")
+    assert "1" in shell.driver("import minray as ray; ray.init(num_cpus=1); print(len(ray.nodes()))")
+    text = shell.run("-c", 'import minray as ray; ray.init(address="auto")', code=1)
+    assert "ConnectionError" in text and address in text and "minray start --head" in text
+    assert "No node of yours" in shell.minray("stop")
+    assert "No cluster of yours" in shell.minray("stop")
+    shell.leaves_nothing()
+
+
+def test_a_driver_needs_a_node_of_its_own_machine(shell):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        text = shell.run("-c", f'import minray as ray; ray.init(address="{address}")', code=1)
+    assert "ConnectionError" in text and f"minray start --address={address}" in text and "MINRAY_TOKEN_FILE" in text
+    text = shell.run("-c", 'import minray as ray; ray.init(address="nonsense")', code=1)
+    assert "ValueError" in text and "'nonsense'" in text
+
+
+def test_a_cluster_that_hangs_is_told_from_one_that_answers(shell):
+    address = shell.head()
+    life = shell.info(address).daemon
+    os.kill(life[0], signal.SIGSTOP)
+    assert address in shell.minray("health-check", code=1)
+    text = shell.run("-c", 'import minray as ray; ray.init(address="auto")', code=1)
+    assert "ConnectionError" in text and "minray stop" in text
+    assert "SIGKILL" in shell.minray("stop", "--grace-period=0")
+    shell.leaves_nothing()
+
+
+# --- what cannot be -----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_token(shell):
+    address = shell.head(f"--token-file={shell.token()}")
+    wrong = shell.token("f" * 32)
+    text = shell.minray("start", f"--address={address}", f"--token-file={wrong}", code=1)
+    assert address in text and "wrong token" in text and "MINRAY_TOKEN_FILE" in text
+    assert "wrong token" in Path(shell.info(address).folder, "logs", "daemon.log").read_text()
+    assert "1 node" in shell.minray("health-check")
+    assert len(shell.sessions()) == 1
+    right = (shell.root / "token-012345").read_text()
+    shell.minray("start", f"--address={address}", MINRAY_TOKEN=right)
+    assert "2 alive" in shell.minray("status")
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+def test_another_version(shell):
+    script = """
+import sys
+from minray.wire import auth
+real = auth.ClientHandshake.__init__
+def other(self, token, **more):
+    real(self, token, protocol=auth.PROTOCOL_VERSION + 1, **more)
+auth.ClientHandshake.__init__ = other
+from minray.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    address = shell.head()
+    token = shell.info(address).token_path
+    text = shell.run("-c", script, "start", f"--address={address}", f"--token-file={token}", code=1)
+    assert "protocol versions differ" in text and "install the same minray" in text
+    assert "versions differ" in Path(shell.info(address).folder, "logs", "daemon.log").read_text()
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+def test_a_port_in_use(shell):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        text = shell.minray("start", "--head", f"--port={port}", code=1)
+    assert f"127.0.0.1:{port}" in text and "in use" in text and "another port" in text
+    shell.leaves_nothing()
+
+
+def test_a_head_that_is_not_there(shell):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    text = shell.minray("start", f"--address={address}", f"--token-file={shell.token()}", code=1)
+    assert address in text and "refused" in text and "minray status" in text
+    for command in ("status", "health-check"):
+        assert address in shell.minray(command, f"--address={address}", f"--token-file={shell.token()}", code=1)
+    shell.leaves_nothing()
+
+
+def test_somebody_else_listens_there(shell):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        text = shell.minray("start", f"--address={address}", f"--token-file={shell.token()}", code=1)
+    assert address in text and "minray start: no cluster answers" in text
+    shell.leaves_nothing()
+
+
+# --- networks, and staying ----------------------------------------------------------------------------------
+
+
+def lan() -> str:
+    try:
+        here = here_towards("192.0.2.1:9")
+    except ConnectionError:
+        return ""
+    return "" if here.startswith("127.") else here
+
+
+@pytest.mark.skipif(not lan(), reason="this machine has no address in a network")
+def test_only_an_address_that_was_named_is_listened_at(shell):
+    address = shell.head(f"--host={lan()}")
+    assert address.startswith(f"{lan()}:")
+    text = shell.minray("start", f"--address={address}", code=1)
+    assert f"--host=auto (here {lan()})" in text
+    assert f" at {lan()}:" in shell.minray("start", f"--address={address}", "--host=auto")
+    assert shell.driver(SQUARES.replace("ADDRESS", 'address="auto"')).startswith("[0, 1, 4")
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_block_stays_and_its_end_is_the_nodes(shell, number):
+    process = shell.start("-m", "minray.cli.main", "start", "--head", "--num-cpus=1", "--block")
+    eventually(lambda: (shell.root / f"latest-cluster-{os.geteuid()}").exists(), "it has started")
+    eventually(lambda: "Ctrl-C" in (process.stdout.readline() or "x Ctrl-C"), "it has said so")
+    assert process.poll() is None and "1 node" in shell.minray("health-check")
+    process.send_signal(number)
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    eventually(lambda: not shell.sessions(), "its folder is gone")
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+def test_block_ends_with_the_node(shell):
+    process = shell.start("-m", "minray.cli.main", "start", "--head", "--num-cpus=1", "--block")
+    eventually(lambda: "Ctrl-C" in (process.stdout.readline() or "x Ctrl-C"), "it has started")
+    assert ": ended" in shell.minray("stop")
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0 and "exit code 0" in err
+    shell.leaves_nothing()

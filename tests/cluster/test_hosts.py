@@ -1,0 +1,145 @@
+"""Several hosts, as far as the network can tell: nodes that are cut off without a word, and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cluster.conftest import eventually
+from tests.cluster.hosts import Lan, why_not
+from tests.e2e.support import Driver
+
+TOKEN = "0123456789abcdef" * 4
+PORT = 6380
+
+START = """
+from minray._base.config import Config
+from minray.worker.launch import launch
+config = Config.from_env()
+place = {{"host": {host!r}, "port": {port}}}
+started = launch(config, {{"num_cpus": 1, "resources": {resources!r}}}, cluster=place, gcs={gcs!r})
+say("session", started.session_dir)
+"""
+
+HEAD = """
+ray.init(address=started.info.gcs.removeprefix("tcp:"))
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Where:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+    def ask(self, other):
+        return ray.get(other.node.remote())
+
+def alive():
+    return sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"])
+
+while len(alive()) < 3:
+    time.sleep(0.01)
+one = Where.options(resources={"w": 1}).remote()
+two = Where.options(resources={"w": 1}).remote()
+places = ray.get([one.node.remote(), two.node.remote()], timeout=30)
+assert len(set(places)) == 2
+assert ray.get([one.ask.remote(two), two.ask.remote(one)], timeout=30) == places[::-1]
+address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+say("ready")
+last = None
+while True:
+    now = (*alive(), address.get(ray.get(one.node.remote(), timeout=60)), address.get(ray.get(two.node.remote(), timeout=60)))
+    if now != last:
+        say("now", *now)
+        last = now
+    say("turn")
+    time.sleep(0.05)
+"""
+
+NODE = """
+say("up")
+started.daemon.wait()
+say("ended", started.explain_end().replace("\\n", " "))
+"""
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it works")
+
+
+class Hosts:
+    """A head with a driver on the first host, a node on each of the others. Each node has two ``w``."""
+
+    def __init__(self, lan: Lan, drive: Callable[..., Driver], **settings: float) -> None:
+        self.lan = lan
+        env = {f"MINRAY_{name.upper()}": str(value) for name, value in settings.items()}
+        env |= {"MINRAY_TOKEN": TOKEN, "MINRAY_PRESTART": "0"}
+        first = lan.addresses[0]
+        text = START.format(host=first, port=PORT, resources={}, gcs=None)
+        self.head = drive(text + HEAD, env=env, wrapper=lan.wrapper(0))
+        self.head.await_word("session")
+        gcs = {"endpoint": f"tcp:{first}:{PORT}", "token": TOKEN.encode()}
+        self.nodes: list[Driver] = []
+        for i in (1, 2):
+            text = START.format(host=lan.addresses[i], port=0, resources={"w": 2}, gcs=gcs)
+            self.nodes.append(drive(text + NODE, env=env, wrapper=lan.wrapper(i)))
+        self.head.await_word("ready")
+        eventually(lambda: self.head.said("now"), "the driver looks around")
+
+    def now(self) -> list[str]:
+        """Addresses of the living nodes, and those of the two actors' nodes."""
+        return self.head.said("now")[-1].split()
+
+    def turns(self) -> int:
+        return len(self.head.said("turn"))
+
+
+@pytest.fixture
+def lan() -> Iterator[Lan]:
+    with Lan() as made:
+        yield made
+
+
+@pytest.fixture
+def hosts(lan: Lan, drive: Callable[..., Driver]) -> Callable[..., Hosts]:
+    return lambda **settings: Hosts(lan, drive, heartbeat_s=0.2, node_timeout_s=2.0, **settings)
+
+
+@pytest.mark.slow
+def test_a_cut_link_and_its_return(hosts: Callable[..., Hosts]) -> None:
+    made = hosts(gcs_reconnect_s=60.0)
+    lan = made.lan
+    assert sorted(made.now()) == sorted([*lan.addresses, lan.addresses[1], lan.addresses[2]])
+    lan.cut(1)
+    rest = [lan.addresses[0], lan.addresses[2], lan.addresses[2], lan.addresses[2]]
+    eventually(lambda: made.now() == rest, "the head notices, and its actor is elsewhere", limit=30.0)
+    assert not made.nodes[0].said("ended")  # it looks for its head
+    lan.join(1)
+    said = made.nodes[0].await_word("ended")
+    assert "counts it as dead" in said and ("not reported" in said or "connection" in said)
+    made.nodes[0].succeeds()
+    made.nodes[0].leaves_nothing()
+    turns = made.turns()
+    eventually(lambda: made.turns() > turns + 3, "the others go on")
+    assert made.now() == rest
+
+
+@pytest.mark.slow
+def test_a_link_that_stays_cut(hosts: Callable[..., Hosts]) -> None:
+    made = hosts(gcs_reconnect_s=1.0)
+    made.lan.cut(2)
+    said = made.nodes[1].await_word("ended")
+    assert "no connection to the head" in said
+    made.nodes[1].succeeds()
+    made.nodes[1].leaves_nothing()
+    eventually(lambda: made.lan.addresses[2] not in made.now(), "the others know", limit=30.0)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut_for_a_moment(hosts: Callable[..., Hosts]) -> None:
+    made = hosts(gcs_reconnect_s=1.0)
+    before = made.now()
+    made.lan.cut(1)
+    time.sleep(0.5)  # that is the moment
+    made.lan.join(1)
+    turns = made.turns()
+    eventually(lambda: made.turns() > turns + 10, "all go on")
+    assert made.now() == before and not any(node.said("ended") for node in made.nodes)

@@ -1,0 +1,159 @@
+"""Every port that a session opens, of whatever process and kind: a stranger gets nothing out of it, a planted pickle
+is loaded by none of them, and the session works on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pytest
+
+import minray as ray
+from minray.cluster_utils import Cluster
+from minray.wire.auth import ClientHandshake, ServerHandshake
+from minray.wire.codec import encode
+from minray.wire.framing import encode_frame
+from minray.wire.messages import pack
+from tests.wire.mutators import damage
+from tests.wire.support import LONG, hello
+
+Address = str | tuple[str, int]
+
+
+class Betrayer:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (self.path,))
+
+
+@ray.remote
+def f(x: int) -> int:
+    return x + 1
+
+
+@ray.remote
+class Actor:
+    def big(self) -> bytes:
+        return bytes(5_000_000)
+
+
+@pytest.fixture(params=["unix", "tcp", "cluster"])
+def session(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param == "cluster":
+        with Cluster(True, head_node_args={"num_cpus": 2}) as cluster:
+            cluster.add_node(num_cpus=2, resources={"there": 2})
+            cluster.connect()
+            ray.get(f.options(resources={"there": 1}).remote(1))
+            yield
+            ray.shutdown()
+    else:
+        ray.init(num_cpus=2, _system_config={"transport": request.param})
+        yield
+        ray.shutdown()
+
+
+def everybody() -> list[psutil.Process]:
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
+
+
+def ports() -> set[Address]:
+    """Where the processes of the session listen."""
+    found: set[Address] = set()
+    for process in everybody():
+        with contextlib.suppress(psutil.NoSuchProcess), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its name is another one in psutil 6
+            for conn in process.connections("inet"):
+                if conn.status == psutil.CONN_LISTEN:
+                    found.add((conn.laddr.ip, conn.laddr.port))
+            for conn in process.connections("unix"):
+                if conn.laddr and stat.S_ISSOCK(os.stat(conn.laddr).st_mode):
+                    found.add(conn.laddr)
+    return found
+
+
+def say(address: Address, data: bytes) -> bytes:
+    """What a port answers until it hangs up, when ``data`` is all that comes."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    answer = b""
+    with socket.socket(family) as sock:
+        sock.settimeout(LONG)
+        sock.connect(address)
+        with contextlib.suppress(OSError):  # cut off in the middle
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while got := sock.recv(65536):
+                answer += got
+    return answer
+
+
+def whispers(path: str) -> list[bytes]:
+    """What a stranger may say, with a pickle in it that makes a folder when it is loaded."""
+    plain = [pickle.dumps((1, Betrayer(path)), protocol) for protocol in range(6)]
+    framed = [encode_frame(data) for data in plain]
+    greeting = ClientHandshake(b"no token").start()
+    answer = ServerHandshake(b"no token").feed(greeting)
+    first = encode_frame(encode(pack(hello())))
+    made = [b"", *plain, *framed, first + framed[5], greeting, greeting + framed[5], greeting + bytes(32) + framed[5]]
+    made += [greeting + answer[-32:] + first + framed[5], answer + framed[5], b"\x16\x03\x01" + framed[5]]
+    made += [b"POST / HTTP/1.1\r\nContent-Length: 500\r\n\r\n" + plain[2], framed[5] * 2000]
+    rng = Random(7)
+    return made + [damage(rng, data) for data in made if data for _ in range(3)]
+
+
+def test_no_port_lets_a_stranger_do_anything(session: None, tmp_path: Path) -> None:
+    actor = Actor.remote()
+    assert ray.get(f.remote(1)) == 2
+    assert len(ray.get(actor.big.remote())) == 5_000_000
+    path = tmp_path / "betrayed"
+    found = ports()
+    assert len(found) >= 3  # the node's, the driver's, the workers'
+    for address in found:
+        for data in whispers(str(path)):
+            answer = say(address, data)
+            assert len(answer) <= 76, (address, data[:80], answer)  # a header and a proof that it knows the token
+    assert not path.exists()
+    assert ray.get(f.remote(2)) == 3
+    assert len(ray.get(actor.big.remote())) == 5_000_000
+
+
+def test_nobody_else_on_this_machine_reaches_a_unix_port(tmp_path: Path) -> None:
+    ray.init(num_cpus=1)
+    try:
+        ray.get(f.remote(1))
+        for address in ports():
+            assert isinstance(address, str)
+            folder = os.stat(os.path.dirname(address))
+            assert folder.st_uid == os.geteuid()
+            assert stat.S_IMODE(folder.st_mode) == 0o700
+    finally:
+        ray.shutdown()
+
+
+def test_the_token_is_in_no_command_line_and_no_environment() -> None:
+    ray.init(num_cpus=1)
+    try:
+        ray.get(f.remote(1))
+        from minray.worker.session_folder import SessionInfo
+
+        folder = os.path.dirname(next(address for address in ports() if isinstance(address, str)))
+        info = SessionInfo.read(folder)
+        assert info is not None
+        token = info.token().decode()
+        for process in everybody():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                assert token not in " ".join(process.cmdline())
+                assert token not in str(process.environ())
+    finally:
+        ray.shutdown()
