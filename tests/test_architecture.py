@@ -45,6 +45,8 @@ PURE = (
     "store/extents.py",
     "wire/election.py",
     "node/leases.py",
+    "node/transfers/lending.py",
+    "node/transfers/pulls.py",
     "node/worker_pool.py",
     "node/actor_placement.py",
     "node/deaths.py",

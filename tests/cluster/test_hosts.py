@@ -43,12 +43,13 @@ one = Where.options(resources={"w": 1}).remote()
 two = Where.options(resources={"w": 1}).remote()
 places = ray.get([one.node.remote(), two.node.remote()], timeout=30)
 assert len(set(places)) == 2
-assert ray.get([one.ask.remote(two), two.ask.remote(one)], timeout=30) == places[::-1]
+assert ray.get(one.ask.remote(two), timeout=30) == places[1]
+assert ray.get(two.ask.remote(one), timeout=30) == places[0]
 address = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
 say("ready")
 last = None
 while True:
-    now = (*alive(), address.get(ray.get(one.node.remote(), timeout=60)), address.get(ray.get(two.node.remote(), timeout=60)))
+    now = (*alive(), *(address[ray.get(actor.node.remote(), timeout=60)] for actor in (one, two)))
     if now != last:
         say("now", *now)
         last = now

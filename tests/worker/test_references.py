@@ -459,7 +459,7 @@ class Processes(RuleBasedStateMachine):
             elif kind == "borrow":
                 self.send(process, self.index_of(effect[1]), ("borrows", [effect[2:]]))
             elif kind == "watch" and self.index_of(effect[1]) not in self.processes:
-                self.channels.setdefault((-1, process.index), deque()).append(("died", effect[1]))
+                self.channels.setdefault((-1, process.index), deque()).append(("died", effect[1][1]))
             elif kind == "freed":
                 process.values.pop(effect[1], None)
         process.table.effects.clear()
