@@ -194,10 +194,10 @@ def _stats(node: NodeService, peer: Peer) -> dict[str, Any]:
     return node.stats()
 
 
-def _flush_logs(node: NodeService, peer: Peer) -> bool:
-    """Lines printed so far leave before this answer."""
+def _flush_logs(node: NodeService, peer: Peer) -> int:
+    """Lines printed so far leave before this answer: how many characters its driver has not printed yet."""
     node.logs.flush(peer.job_id)
-    return True
+    return node.logs.under_way(peer.job_id)
 
 
 def _object_copies(node: NodeService, peer: Peer, objects: list[bytes]) -> list[list[bytes]]:

@@ -1,6 +1,6 @@
 """The way of workers' lines to drivers of other nodes: one connection per job, to where its driver listens.
 
-    LogHub ─ LogLines ─▶ route ─▶ driver       driver ─ LogAck, Request("flush_logs") ─▶ route ─▶ LogHub
+    LogHub ─ LogLines ─▶ route ─▶ driver ─ LogAck ─▶ route ─▶ LogHub
 
 Part of node.service, on the reactor's thread. Invariant: while a driver does not listen (any more), lines go to
 the log files only, and nobody waits for its acknowledgement.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray._base.process import own_identity
 from minray.wire.errors import WireError
-from minray.wire.messages import Address, Hello, LogAck, LogLines, Reply, Request, pack, unpack
+from minray.wire.messages import Address, Hello, LogAck, LogLines, pack, unpack
 from minray.wire.reactor import Connection
 from minray.wire.transports import nearest
 
@@ -46,14 +46,11 @@ class LogRoutes:
         for conn in self._routes.values():
             conn.close()
 
-    def hear(self, job_id: bytes, conn: Connection, raw: tuple[Any, ...]) -> None:
+    def hear(self, job_id: bytes, raw: tuple[Any, ...]) -> None:
         """What a driver says there."""
         message = unpack(raw)
         if isinstance(message, LogAck):
             self._node.logs.ack(job_id, message.count)
-        elif isinstance(message, Request) and message.method == "flush_logs":
-            self._node.logs.flush(job_id)
-            conn.send(pack(Reply(message.request_id, True, True)))
 
     def lost(self, job_id: bytes) -> None:
         """It does not listen any more. (The closed connection stays as a mark of that.)"""
@@ -69,7 +66,7 @@ class _Route:
 
     def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
         for raw in messages:
-            self._routes.hear(self._job_id, conn, raw)
+            self._routes.hear(self._job_id, raw)
 
     def on_close(self, conn: Connection, error: WireError | None) -> None:
         self._routes.lost(self._job_id)

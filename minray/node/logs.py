@@ -159,6 +159,10 @@ class LogHub:
                     for pipe in source.pipes:
                         self._read_if_allowed(source, pipe)
 
+    def under_way(self, job_id: bytes) -> int:
+        """How many characters the job's driver has been sent and has not printed."""
+        return self._under_way.get(job_id, 0)
+
     def driver_gone(self, job_id: bytes) -> None:
         """Nobody prints this job's lines any more; the files go on."""
         self.ack(job_id, self._under_way.get(job_id, 0))

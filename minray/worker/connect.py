@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from minray._base.process import own_identity
 from minray.exceptions import RaySystemError
 from minray.wire.errors import WireError
 from minray.wire.messages import Hello, LogLines, Register, pack
-from minray.wire.reactor import Reactor
+from minray.wire.reactor import Connection, Reactor
 from minray.worker.addresses import latest_path, living_latest
 from minray.worker.endpoints import sibling_endpoint
 from minray.worker.init_options import InitOptions, excludes_resources
@@ -39,6 +40,7 @@ REGISTER_S = 30.0
 JOIN_S = 4.0  # the same with a node that has been running
 STOP_S = 2.0
 LAST_LINES_S = 1.0
+PRINT_S = 0.005  # between two looks whether all is printed
 
 
 class Driver(CoreWorker):
@@ -123,14 +125,27 @@ class Driver(CoreWorker):
             self.reactor.close()
 
     def _fetch_last_lines(self) -> None:
-        """Nodes that stay send what workers have printed so far."""
+        """Nodes that stay send what workers have printed so far, and it is printed here."""
         if not self.cluster.stays or self.closed:
             return
-        for conn in (self.node, *self._printer.others):
-            try:
-                self.request(conn, "flush_logs", (), LAST_LINES_S)
-            except RaySystemError:  # it is gone, or busy: then without
-                continue
+        deadline = monotonic() + LAST_LINES_S
+        try:
+            for conn in (self.node, *self._nodes_of_our_workers()):
+                while self.request(conn, "flush_logs", (), LAST_LINES_S) and monotonic() < deadline:
+                    sleep(PRINT_S)
+        except RaySystemError:  # somebody is gone, or busy: then without
+            return
+
+    def _nodes_of_our_workers(self) -> list[Connection]:
+        """Other nodes where workers run that we have business with."""
+        with self.lock:
+            found = {conn.tag[0] for conn in self._peers.values() if conn.tag is not None}
+            found = (found | set(self._nodes)) - {self.node_id}
+        if not found:
+            return []
+        nodes = [node for node in self.request(self.gcs_link, "nodes", (), LAST_LINES_S) if node["Alive"] and bytes.fromhex(node["NodeID"]) in found]
+        with self.lock:
+            return [self._other_node(bytes.fromhex(n["NodeID"]), n["RayletSocketName"]) for n in nodes]
 
     def _wait_for_last_lines(self) -> None:
         """A node that ends with us ends the workers, forwards what they had printed, and closes the connection."""

@@ -23,14 +23,11 @@ class LogPrinter:
     """Prints LogLines; whoever sent them hears of it by LogAck. Lines of other nodes say where they are from."""
 
     def __init__(self) -> None:
-        self.others: set[Connection] = set()  # other nodes that have sent lines
         self._lines: queue.SimpleQueue[tuple[Connection, LogLines] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def on_lines(self, conn: Connection, msg: LogLines) -> None:
         """Reactor: lines have come."""
-        if conn.hello is not None:  # it has dialled us
-            self.others.add(conn)
         self._lines.put((conn, msg))
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="minray-log", daemon=True)

@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 from collections import deque
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -305,7 +306,8 @@ class Sim:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_actors_among_nodes(seed: int) -> None:
     sim = Sim(seed)
-    for _ in range(250):
-        sim.step()
-    sim.rest()
-    sim.check_at_rest()
+    with closing(sim.gcs):
+        for _ in range(250):
+            sim.step()
+        sim.rest()
+        sim.check_at_rest()

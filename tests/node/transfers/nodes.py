@@ -34,7 +34,7 @@ class Node:
         folder.mkdir()
         self.cluster = cluster
         self.node_id = os.urandom(28)
-        self.reactor: Reactor = make_reactor(folder.name, background=False, token=token)
+        self.reactor: Reactor = make_reactor(folder.name, background=False, token=token, tls=cluster.tls)
         self.clients: dict[bytes, StoreClient] = {}
         table = ExtentTable(
             capacity,
@@ -139,10 +139,13 @@ class Node:
 class Cluster:
     """Some nodes, which know of each other."""
 
-    def __init__(self, folder: Path, *, transport: str = "tcp", segments: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, *, transport: str = "tcp", segments: str = "auto", tls: Any = None
+    ) -> None:
         self.folder = folder
         self.transport = transport
         self.segments = segments
+        self.tls = tls
         self.nodes: list[Node] = []
         self.made = 0
 

@@ -12,8 +12,10 @@ import pytest
 from minray.node.transfers import channel
 from minray.store.holds import Hold
 from minray.wire.messages import PullDone, PullGranted, PullObject, pack
+from minray.wire.tls import TlsSocket
 from tests.node.transfers.nodes import LARGE, WHOLE, Cluster, HoldBack, cluster, miss, read, wait_for
 from tests.store.support import MIB, object_id, pattern
+from tests.wire.certificates import make_authority, make_certificate
 from tests.wire.support import Recorder, hello, make_reactor
 
 
@@ -303,6 +305,29 @@ def test_a_data_socket_that_was_given_up_is_made_again(tmp_path: Path) -> None:
         oid, location, content = world.put(owner, LARGE)
         assert read(reader, oid, location).view == content
         b.do(lambda: b.transfers._sockets.forget(a.node_id))
+
+
+def test_with_tls_the_bytes_are_encrypted_too(tmp_path: Path, hold_back: HoldBack) -> None:
+    folder = tmp_path / "pki"
+    folder.mkdir()
+    make_authority(folder, "ours")
+    with cluster(tmp_path, tls=make_certificate(folder, "node", "ours")) as world:
+        a, b, c = world.add(), world.add(), world.add()
+        owner, readers = a.client("owner"), [node.client("reader") for node in (b, c)]
+        for size in (WHOLE, 5 * LARGE):
+            oid, location, content = world.put(owner, size)
+            for reader in readers:
+                held = read(reader, oid, location)
+                assert held.view == content
+        (sender, *_) = a.do(lambda: list(a.transfers._senders))
+        assert isinstance(sender._sock, TlsSocket)
+        oid, location, _ = world.put(owner, LARGE)  # and one that does not arrive
+        hold_back.after(MIB)
+        readers[0].acquire_async([(oid, location)], lambda held, error: None)
+        hold_back.wait()
+        b.kill(readers[0])
+        wait_for(lambda: b.stats()["pulls"] == 0)
+        hold_back.go_on()
 
 
 def test_nonsense_closes_a_link(tmp_path: Path) -> None:
