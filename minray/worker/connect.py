@@ -143,9 +143,10 @@ class Driver(CoreWorker):
             found = (found | set(self._nodes)) - {self.node_id}
         if not found:
             return []
-        nodes = [node for node in self.request(self.gcs_link, "nodes", (), LAST_LINES_S) if node["Alive"] and bytes.fromhex(node["NodeID"]) in found]
+        known = self.request(self.gcs_link, "nodes", (), LAST_LINES_S)
+        doors = {bytes.fromhex(node["NodeID"]): node["RayletSocketName"] for node in known if node["Alive"]}
         with self.lock:
-            return [self._other_node(bytes.fromhex(n["NodeID"]), n["RayletSocketName"]) for n in nodes]
+            return [self._other_node(node_id, doors[node_id]) for node_id in found & doors.keys()]
 
     def _wait_for_last_lines(self) -> None:
         """A node that ends with us ends the workers, forwards what they had printed, and closes the connection."""
