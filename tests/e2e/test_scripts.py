@@ -365,8 +365,8 @@ def echo(x):
     return x
 
 ray.get(echo.remote(0))
-say("ready")
 try:
+    say("ready")
     ray.get([hang.remote() for _ in range(2)])
 except KeyboardInterrupt:
     say("interrupted")
@@ -414,8 +414,8 @@ def stream():
     time.sleep(999)
     yield 1
 
-say("ready")
 try:
+    say("ready")
     {waits}
 except KeyboardInterrupt:
     say("interrupted")
