@@ -26,7 +26,7 @@ from minray.exceptions import (
 )
 from minray.object_ref import ObjectRef, make_ref
 from minray.store.errors import StoreFull
-from minray.store.holds import Gone
+from minray.store.holds import Gone, Hold
 from minray.wire.messages import Address, PinForever, pack
 from minray.wire.reactor import Waiter
 from minray.worker import errors
@@ -37,6 +37,7 @@ from minray.worker.tasks import ERROR, INLINE, STORED
 
 PENDING = 0
 SAY_AFTER_S = 60.0  # a get that has waited this long says on what
+ASK_S = 0.1  # what our node gets, at least, to say that it has a copy of what lies on another
 
 
 class GetWaiter(Waiter):
@@ -145,8 +146,11 @@ class ObjectOps(Link):
             self.leave()
         return made
 
-    def open_stored(self, objects: list[tuple[bytes, Any, Address | None]]) -> list[Any]:
+    def open_stored(
+        self, objects: list[tuple[bytes, Any, Address | None]], deadline: float | None = None
+    ) -> list[Any]:
         """The values of stored objects (id, stored value, owner), with at most one question to the node.
+        GetTimeoutError if they are on another node and not here by the deadline.
 
         The references are held until the memory is pinned; from then on the pins (or, for what this
         process wrote, the store's own books) keep what arrays still read, part by part.
@@ -156,15 +160,28 @@ class ObjectOps(Link):
             for object_id, _, owner in objects:
                 refs.hold(object_id, owner)
         try:
-            return self._load_stored(objects)
+            return self._load_stored(objects, deadline)
         finally:
             with self.lock:
                 for object_id, _, _ in objects:
                     refs.unhold(object_id)
                 self.leave()
 
-    def _load_stored(self, objects: list[tuple[bytes, Any, Address | None]]) -> list[Any]:
-        holds = self.store.acquire([(object_id, value[0]) for object_id, value, _ in objects])
+    def _acquire(self, wanted: list[tuple[bytes, Any]], deadline: float | None) -> list[Hold | Gone]:
+        timeout = None
+        if deadline is not None and any(location[0] != self.node_id for _, location in wanted):
+            timeout = max(ASK_S, deadline - monotonic())
+        try:
+            held: list[Hold | Gone] = self.store.acquire(wanted, timeout)
+        except TimeoutError:
+            what = f"{len(wanted)} stored objects are" if len(wanted) > 1 else f"object {wanted[0][0].hex()} is"
+            raise GetTimeoutError(f"get timed out: {what} on the way from another node") from None
+        return held
+
+    def _load_stored(
+        self, objects: list[tuple[bytes, Any, Address | None]], deadline: float | None
+    ) -> list[Any]:
+        holds = self._acquire([(object_id, value[0]) for object_id, value, _ in objects], deadline)
         values = []
         failure: Exception | None = None
         for (object_id, value, owner), hold in zip(objects, holds, strict=True):
@@ -228,6 +245,7 @@ class ObjectOps(Link):
         """See the contract."""
         if self.owned():
             self.must_not_wait("get")
+        deadline = None if timeout is None else monotonic() + timeout
         records = self._await(refs, timeout)
         out: list[Any] = []
         stored: list[int] = []
@@ -245,7 +263,8 @@ class ObjectOps(Link):
             except Exception as error:  # whatever user code raises in unpickling
                 raise self._unreadable(ref, error) from error
         if stored:
-            loaded = self.open_stored([(refs[i]._id, records[i].value, refs[i]._owner) for i in stored])
+            wanted = [(refs[i]._id, records[i].value, refs[i]._owner) for i in stored]
+            loaded = self.open_stored(wanted, deadline)
             for i, value in zip(stored, loaded, strict=True):
                 out[i] = value
         return out

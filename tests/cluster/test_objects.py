@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import numpy as np
 import pytest
 
 import minray as ray
-from minray.exceptions import ObjectStoreFullError
+from minray.exceptions import GetTimeoutError, ObjectStoreFullError
 from minray.experimental import get_object_locations
 from tests.cluster.conftest import ask_node, eventually
 
@@ -126,6 +128,19 @@ def test_a_copy_outlives_the_node_of_the_original(two):
     two.remove_node(there)
     eventually(lambda: sum(node["Alive"] for node in ray.nodes()) == 1, "the node is gone")
     assert total(ray.get(result)) == total(make(LARGE, 5))
+
+
+def test_a_get_with_a_timeout_does_not_wait_for_a_node_that_sleeps(two):
+    (there,) = two.worker_nodes
+    result = far(make).remote(LARGE, 6)
+    ray.wait([result], fetch_local=False)
+    os.kill(there.daemon_pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(GetTimeoutError, match="on the way from another node"):
+            ray.get(result, timeout=0)
+    finally:
+        os.kill(there.daemon_pid, signal.SIGCONT)
+    assert total(ray.get(result, timeout=30)) == total(make(LARGE, 6))
 
 
 def test_locations_before_init():
