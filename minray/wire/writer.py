@@ -80,7 +80,7 @@ class Writer:
                 self._write(data)
         finally:
             lock.release()
-        if out:  # somebody came while we had the lock
+        if out or self._resume:  # somebody came while we had the lock
             self._pump()
 
     @property
@@ -159,8 +159,9 @@ class Writer:
                 lock.release()
 
     def _flush(self) -> None:
+        may_write = self._resume or not self._stalled  # looked at first: what open() puts in front is there by then
         self._gather()
-        if self._stalled and not self._resume:
+        if not may_write:
             return
         self._resume = False
         while self._backlog:

@@ -37,6 +37,7 @@ class Caller:
         self.answers: dict[int, tuple[Any, ...]] = {}
         self.numbers = itertools.count()
         self.conn: Connection
+        self.closed: object = "open"
 
     def on_messages(self, conn: Connection, messages: list[tuple[Any, ...]]) -> None:
         for message in messages:
@@ -46,6 +47,7 @@ class Caller:
                 self.reactor.notify(waiter)
 
     def on_close(self, conn: Connection, error: object) -> None:
+        self.closed = error
         for waiter in self.waiting.values():
             self.reactor.notify(waiter)
 
@@ -59,6 +61,7 @@ class Caller:
             waiter = self.waiting[number] = Waiter()
             if number not in self.answers:
                 assert self.reactor.wait(waiter, LONG, **options), f"call {number} was never answered"
+        assert number in self.answers, f"call {number}: the connection is closed: {self.closed!r}"
         del self.answers[number]
         self.waiting.pop(number, None)
 
