@@ -145,6 +145,7 @@ class HeadGcs:
             wall=time.time,
             make_namespace=lambda: os.urandom(16).hex(),
             available=lambda: [daemon.node.available()],
+            balance=lambda: daemon.node.table.book.available,
             config=daemon.config,
         )
 
@@ -193,6 +194,7 @@ class RemoteGcs:
             deliver=lambda message: daemon.node.on_gcs(message),
             joined=lambda terms: daemon.node.joined(terms),
             lost=daemon.end,
+            held=lambda: list(daemon.node.table.bundles.held()),
         )
 
     def start(self) -> None:

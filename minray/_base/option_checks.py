@@ -1,6 +1,7 @@
 """Checks of single option values, one function each: ``(name, value) -> the value to keep``.
 
-Used by the tables in ``options.py``, and ``runtime_env`` by ``init()`` too. None means "not said" wherever
+Used by the tables in ``options.py``, and ``runtime_env`` by ``init()`` too; where things run is in
+``placement_checks``. None means "not said" wherever
 Ray accepts it. A wrong type is a TypeError, a wrong value a ValueError, a feature that minray does not have
 yet a NotImplementedError that names it; each message names the option and the value.
 
@@ -13,7 +14,6 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from minray._base.ids import UNIQUE_ID_SIZE
 from minray._base.resources import UNIT, quantity_to_units, to_units
 
 
@@ -200,44 +200,3 @@ def not_yet(feature: str) -> Callable[[str, Any], None]:
             raise NotImplementedError(f"{feature} are not implemented in minray yet: option {name}={value!r}")
 
     return checker
-
-
-def placement_group(name: str, value: Any) -> None:
-    """None and "default" mean none."""
-    if value not in (None, "default"):
-        not_yet("placement groups")(name, value)
-
-
-def strategy(name: str, value: Any) -> str | tuple[str, bytes, bool] | None:
-    """What travels for a scheduling strategy: None, "SPREAD" or ("affinity", node_id, soft).
-
-    The strategy classes belong to ``minray.util``, above this room, so they are told by their names.
-    """
-    if value is None or value == "DEFAULT":
-        return None
-    if isinstance(value, str):
-        if value == "SPREAD":
-            return value
-        raise ValueError(f"option {name} as a str must be 'DEFAULT' or 'SPREAD', got {value!r}")
-    kind = type(value).__name__
-    if kind == "PlacementGroupSchedulingStrategy":
-        not_yet("placement groups")(name, value)
-    if kind == "NodeLabelSchedulingStrategy":
-        not_yet("node labels")(name, value)
-    if kind != "NodeAffinitySchedulingStrategy":
-        wrong_type(name, value, "None, 'DEFAULT', 'SPREAD' or a scheduling strategy of minray.util")
-    return ("affinity", _node_id(name, value.node_id), bool(value.soft))
-
-
-def _node_id(name: str, node_id: Any) -> bytes:
-    text = node_id.hex() if hasattr(node_id, "hex") else node_id
-    if not isinstance(text, str):
-        wrong_type(f"{name}.node_id", node_id, "a str of hexadecimal digits")
-    try:
-        raw = bytes.fromhex(text)
-    except ValueError:
-        raw = b""
-    if len(raw) != UNIQUE_ID_SIZE:
-        digits = 2 * UNIQUE_ID_SIZE
-        raise ValueError(f"option {name}: node_id must be {digits} hexadecimal digits, got {node_id!r}")
-    return raw

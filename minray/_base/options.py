@@ -3,11 +3,12 @@
 ``validate_task_options``, ``validate_actor_options`` and ``validate_method_options`` turn what a user wrote
 (a decorator's or ``.options()``'s keywords) into a frozen value, or raise at that call: TypeError for a
 wrong type, ValueError for a wrong value or an unknown name, NotImplementedError for a feature that minray
-does not have yet. The checks of single values are in ``option_checks.py``.
+does not have yet. The checks of single values are in ``option_checks.py`` and ``placement_checks.py``.
 
 The values are read on the hot path, so all that can be derived is a plain attribute made once: resources
-in units, the scheduling key, the environment of the worker. They also remember what was ``given``:
-``merged()`` lays new keywords over it, per key, and never changes the original.
+in units, the scheduling key, the environment of the worker. In a placement group the resources have the
+group's names (see ``groups``); ``within()`` puts what ``inherits`` into the group of whoever submits it. They also
+remember what was ``given``: ``merged()`` lays new keywords over it, per key, and never changes the original.
 
 Invariants: an options value is always valid and complete; ``given`` holds only what was written; equality
 is identity (caches are keyed by the value itself).
@@ -16,17 +17,20 @@ is identity (caches are keyed by the value itself).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minray._base import option_checks as check
+from minray._base import placement_checks as place
 from minray._base.callsite import warn_user
+from minray._base.groups import GroupTarget
+from minray._base.placement_checks import Strategy as Strategy
+from minray._base.placement_checks import hashable, whereabouts
 from minray._base.resources import CPU, GPU, MEMORY, to_units
 
 DEFAULT_MAX_RETRIES = 3
 INFINITE = -1
 
-Strategy = str | tuple[str, bytes, bool] | None  # None, "SPREAD", ("affinity", node_id, soft)
 RetryExceptions = bool | tuple[type[BaseException], ...]
 Check = Callable[[str, Any], Any]
 
@@ -38,11 +42,11 @@ _COMMON: dict[str, Check] = {
     "resources": check.custom_resources,
     "accelerator_type": check.optional_str,
     "runtime_env": check.runtime_env,
-    "scheduling_strategy": check.strategy,
-    "label_selector": check.not_yet("label selectors"),
+    "scheduling_strategy": place.strategy,
+    "label_selector": place.label_selector,
     "fallback_strategy": check.not_yet("fallback strategies"),
     "enable_task_events": check.boolean,
-    "placement_group": check.placement_group,
+    "placement_group": place.placement_group,
     "placement_group_bundle_index": check.integer,
     "placement_group_capture_child_tasks": check.optional_bool,
     "_labels": check.optional_dict,
@@ -95,13 +99,23 @@ class TaskOptions:
     backpressure: int  # unconsumed items of a streaming generator that stop it; -1: without limit
     env_vars: dict[str, str]
     strategy: Strategy
-    resources: dict[str, int]  # units, of all that running takes
+    group: GroupTarget | None  # of a placement group
+    inherits: bool  # it goes into the group of whoever submits it, if that captures
+    plain_resources: dict[str, int]  # units, of all that running takes, as written
+    resources: dict[str, int]  # the same, under the names of the group
     scheduling_key: tuple[Any, ...]  # equal keys can share leases (within a job)
     enable_task_events: bool
 
     def merged(self, updates: Mapping[str, Any]) -> TaskOptions:
         """These with ``updates`` (of ``.options()``) laid over them, per key."""
         return validate_task_options(_merge("task", self.given, updates))
+
+    def within(self, target: GroupTarget, what: str) -> TaskOptions:
+        """The same in a placement group. ValueError if ``what`` does not fit there."""
+        target.check_fits(self.plain_resources, what)
+        resources = target.rename(self.plain_resources)
+        key = (tuple(sorted(resources.items())), *self.scheduling_key[1:])
+        return replace(self, group=target, inherits=False, resources=resources, scheduling_key=key)
 
     def wants_retry(self, error: BaseException) -> bool:
         """Whether ``retry_exceptions`` covers what user code raised."""
@@ -125,6 +139,9 @@ class ActorOptions:
     allow_out_of_order_execution: bool | None
     env_vars: dict[str, str]
     strategy: Strategy
+    group: GroupTarget | None  # of a placement group
+    inherits: bool  # it goes into the group of whoever creates it, if that captures
+    plain_resources: tuple[dict[str, int], dict[str, int]]  # the two below, as written
     placement_resources: dict[str, int]  # units; a node must have them free for the actor to start
     lifetime_resources: dict[str, int]  # units that stay taken while it lives
     enable_task_events: bool
@@ -132,6 +149,17 @@ class ActorOptions:
     def merged(self, updates: Mapping[str, Any]) -> ActorOptions:
         """These with ``updates`` (of ``.options()``) laid over them, per key."""
         return validate_actor_options(_merge("actor", self.given, updates))
+
+    def within(self, target: GroupTarget, what: str) -> ActorOptions:
+        """The same in a placement group. ValueError if ``what`` does not fit there."""
+        placement, lifetime = self.plain_resources
+        if placement != lifetime:
+            what += " (which needs 1 CPU to be placed, unless it says num_cpus=0)"
+        target.check_fits(placement, what)
+        placement, lifetime = target.rename(placement), target.rename(lifetime)
+        return replace(
+            self, group=target, inherits=False, placement_resources=placement, lifetime_resources=lifetime
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,8 +195,8 @@ def validate_task_options(given: Mapping[str, Any]) -> TaskOptions:
     num_cpus = values.get("num_cpus")
     resources = _resources(values, 1 if num_cpus is None else num_cpus)
     env_vars: dict[str, str] = values.get("runtime_env") or {}
-    strategy: Strategy = values.get("scheduling_strategy")
-    return TaskOptions(
+    strategy, group, inherits = whereabouts(values)
+    options = TaskOptions(
         given=dict(values["given"]),
         name=values.get("name"),
         num_returns=values.get("num_returns"),
@@ -178,15 +206,19 @@ def validate_task_options(given: Mapping[str, Any]) -> TaskOptions:
         backpressure=_or(values.get("_generator_backpressure_num_objects"), INFINITE),
         env_vars=env_vars,
         strategy=strategy,
+        group=None,
+        inherits=inherits,
+        plain_resources=resources,
         resources=resources,
         scheduling_key=(
             tuple(sorted(resources.items())),
-            strategy,
+            hashable(strategy),
             tuple(sorted(env_vars.items())),
             max_calls,
         ),
         enable_task_events=_or(values.get("enable_task_events"), True),
     )
+    return options if group is None else options.within(group, "the task")
 
 
 def validate_actor_options(given: Mapping[str, Any]) -> ActorOptions:
@@ -195,7 +227,8 @@ def validate_actor_options(given: Mapping[str, Any]) -> ActorOptions:
     if values.get("get_if_exists") and values.get("name") is None:
         raise ValueError("get_if_exists=True needs a name: pass name=… too")
     placement, lifetime = _actor_resources(values)
-    return ActorOptions(
+    strategy, group, inherits = whereabouts(values)
+    options = ActorOptions(
         given=dict(values["given"]),
         name=values.get("name"),
         namespace=values.get("namespace"),
@@ -209,11 +242,15 @@ def validate_actor_options(given: Mapping[str, Any]) -> ActorOptions:
         max_pending_calls=values.get("max_pending_calls") or INFINITE,
         allow_out_of_order_execution=values.get("allow_out_of_order_execution"),
         env_vars=values.get("runtime_env") or {},
-        strategy=values.get("scheduling_strategy"),
+        strategy=strategy,
+        group=None,
+        inherits=inherits,
+        plain_resources=(placement, lifetime),
         placement_resources=placement,
         lifetime_resources=lifetime,
         enable_task_events=_or(values.get("enable_task_events"), True),
     )
+    return options if group is None else options.within(group, "the actor")
 
 
 def validate_method_options(given: Mapping[str, Any], *, in_options: bool = False) -> MethodOptions:

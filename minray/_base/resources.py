@@ -12,7 +12,7 @@ node's CPU balance while a worker unblocks); shares of an instance never sum abo
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from minray._base.machine import detect_totals as detect_totals
@@ -184,8 +184,10 @@ class ResourceInstances:
     def __init__(self, name: str, total: int) -> None:
         """``total`` units; a remainder below one instance makes a last, smaller instance."""
         self.name = name
-        self._capacity = [UNIT] * (total // UNIT) + ([total % UNIT] if total % UNIT else [])
-        self._free = list(self._capacity)
+        self._capacity = dict.fromkeys(range(total // UNIT), UNIT)
+        if total % UNIT:
+            self._capacity[total // UNIT] = total % UNIT
+        self._free = dict(self._capacity)
 
     def __len__(self) -> int:
         return len(self._capacity)
@@ -193,7 +195,13 @@ class ResourceInstances:
     @property
     def free_units(self) -> tuple[int, ...]:
         """What is free of each instance."""
-        return tuple(self._free)
+        return tuple(self._free.values())
+
+    def extend(self, shares: Iterable[tuple[int, int]]) -> None:
+        """These shares of these instances, too, may be handed out here (a bundle's, taken elsewhere)."""
+        for i, amount in shares:
+            self._capacity[i] = self._capacity.get(i, 0) + amount
+            self._free[i] = self._free.get(i, 0) + amount
 
     def allocate(self, units: int) -> list[tuple[int, int]] | None:
         """``[(instance, units), …]`` for a request, or None if nothing suits now."""
@@ -202,12 +210,12 @@ class ResourceInstances:
         if units >= UNIT:
             if units % UNIT:
                 return None
-            whole = [i for i, free in enumerate(self._free) if free == UNIT][: units // UNIT]
+            whole = [i for i, free in self._free.items() if free == UNIT][: units // UNIT]
             if len(whole) * UNIT < units:
                 return None
             taken = [(i, UNIT) for i in whole]
         else:
-            room = [(free, i) for i, free in enumerate(self._free) if free >= units]
+            room = [(free, i) for i, free in self._free.items() if free >= units]
             if not room:
                 return None
             taken = [(min(room)[1], units)]
@@ -220,16 +228,16 @@ class ResourceInstances:
         if units <= 0:
             return True
         if units >= UNIT:
-            return units % UNIT == 0 and sum(free == UNIT for free in self._free) * UNIT >= units
-        return any(free >= units for free in self._free)
+            return units % UNIT == 0 and sum(free == UNIT for free in self._free.values()) * UNIT >= units
+        return any(free >= units for free in self._free.values())
 
     def could_ever_allocate(self, units: int) -> bool:
         """Whether ``allocate`` would succeed if everything were free."""
         if units <= 0:
             return True
         if units >= UNIT:
-            return units % UNIT == 0 and sum(c == UNIT for c in self._capacity) * UNIT >= units
-        return any(capacity >= units for capacity in self._capacity)
+            return units % UNIT == 0 and sum(c == UNIT for c in self._capacity.values()) * UNIT >= units
+        return any(capacity >= units for capacity in self._capacity.values())
 
     def release(self, taken: list[tuple[int, int]]) -> None:
         """Give back what ``allocate`` returned."""
@@ -240,8 +248,10 @@ class ResourceInstances:
 
     def check_invariants(self) -> None:
         """Every instance is between empty and full."""
-        for free, capacity in zip(self._free, self._capacity, strict=True):
-            assert 0 <= free <= capacity, self
+        assert self._free.keys() == self._capacity.keys(), self
+        for i, free in self._free.items():
+            assert 0 <= free <= self._capacity[i], self
 
     def __repr__(self) -> str:
-        return f"ResourceInstances({self.name}, free {self._free} of {self._capacity})"
+        free, capacity = list(self._free.values()), list(self._capacity.values())
+        return f"ResourceInstances({self.name}, free {free} of {capacity})"

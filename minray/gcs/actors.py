@@ -12,7 +12,8 @@ though another has room, *bounces* it: the same incarnation is placed again, and
 
 A *spec* is a dict of built-ins, made by the creator and read here only for: ``actor_id``, ``job_id``,
 ``owner`` (Address), ``name``, ``namespace``, ``lifetime`` ("detached" or None), ``class_name``,
-``method_meta``, ``options`` (``max_restarts``, ``get_if_exists``), ``strategy``, ``placement_resources``.
+``method_meta``, ``options`` (``max_restarts``, ``get_if_exists``), ``strategy``, ``placement_resources``,
+``placement_group`` (None, or where in which group: see _base.groups).
 Nodes and workers read the rest: ``function_id``, ``class_blob``, ``args``, ``arg_refs``,
 ``lifetime_resources``, ``env_vars``.
 
@@ -382,6 +383,16 @@ class ActorTable:
         effects: Effects = []
         for actor_id in waiting:
             effects += self._dispatch(self._actors[actor_id])
+        return effects
+
+    def group_changed(self, group_id: bytes) -> Effects:
+        """A placement group is there, or gone: those that wait for a place in it are placed, or end."""
+        effects: Effects = []
+        for actor_id in list(self._unplaced):
+            target = self._actors[actor_id].spec.get("placement_group")
+            if target is not None and target[0] == group_id:
+                del self._unplaced[actor_id]
+                effects += self._dispatch(self._actors[actor_id])
         return effects
 
     # --- inside -----------------------------------------------------------------------------------

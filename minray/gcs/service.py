@@ -37,10 +37,11 @@ from typing import Any, Protocol
 
 from minray._base import log
 from minray._base.config import Config
-from minray.gcs import actors, jobs, kv, nodes
+from minray.gcs import actors, jobs, kv, nodes, placement_groups
 from minray.gcs.actors import ActorError, ActorTable
 from minray.gcs.deaths import WatchDesk, node_died
 from minray.gcs.effects import Effects
+from minray.gcs.group_requests import GROUP_METHODS, GroupRequests
 from minray.gcs.jobs import JobTable
 from minray.gcs.kv import KvTable
 from minray.gcs.links import Deliver, NodeLink, NodeLinks, NodePeer, Scheduler, refuse
@@ -49,6 +50,7 @@ from minray.gcs.tables import Tables, TablesError
 from minray.wire.messages import (
     ActorEnded,
     ActorStarted,
+    BundlesPrepared,
     Died,
     Introduce,
     Message,
@@ -62,7 +64,7 @@ from minray.wire.messages import (
 
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
-METHODS = frozenset(
+METHODS = GROUP_METHODS | frozenset(
     {
         "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
         "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
@@ -78,7 +80,7 @@ class Peer(Protocol):
     def send(self, message: tuple[Any, ...]) -> None: ...
 
 
-class GcsService:
+class GcsService(GroupRequests):
     """The tables of one cluster, served.
 
     Args:
@@ -89,6 +91,7 @@ class GcsService:
         available: the free resources of the node of this process at this moment, in wire units.
         config: how long nodes may be silent.
         now: the monotonic clock.
+        balance: the same as ``available`` as the node itself keeps it: not to be changed, CPUs may be negative.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class GcsService:
         available: Callable[[], Iterable[Mapping[str, int]]] = tuple,
         config: Config | None = None,
         now: Callable[[], float] = monotonic,
+        balance: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self._reactor = reactor
         self._tables = tables
@@ -110,10 +114,12 @@ class GcsService:
         self._kv = KvTable()
         self._jobs = JobTable(make_namespace)
         self._nodes = NodeTable()
-        self._actors = ActorTable(self._nodes.place)
+        self._actors = ActorTable(self._place_actor)
         self._deaths = WatchDesk()
         timeout_s = self._config.node_timeout_s
+        self._now = now
         self._links = NodeLinks(reactor, self._nodes, now=now, timeout_s=timeout_s, lost=self.node_lost)
+        self._init_groups(balance)
         self._job_ends: dict[bytes, list[tuple[bytes, int]]] = {}  # job → nodes (and requests) that wait for it
         self._numbers: dict[Peer, int] = {}  # connections that asked something
         self._peers: dict[int, Deliver] = {}
@@ -124,14 +130,15 @@ class GcsService:
         self._jobs.restore(tables.load(jobs.TABLE))
         self._nodes.restore(tables.load(nodes.TABLE))
         self._actors.restore(tables.load(actors.SPEC_TABLE), tables.load(actors.TABLE))
+        self._groups.restore(tables.load(placement_groups.TABLE), now())
 
     # --- in: connections --------------------------------------------------------------------------
 
     def on_request(self, peer: Peer, request: Request) -> None:
         """One of METHODS, asked by a core worker."""
         number = self._number_of(peer)
-        reply = self._answer(request, number, METHODS)
-        self._post(self._peers[number], reply)
+        if not self._must_wait(number, request):
+            self._post(self._peers[number], self._answer(request, number, METHODS))
 
     def on_close(self, peer: Peer) -> None:
         """The connection is gone, and with it its subscriptions. (Deaths are told by nodes.)"""
@@ -139,6 +146,7 @@ class GcsService:
         if number is not None:
             del self._peers[number]
             self._actors.subscriber_gone(number)
+            self._groups.forget_waiters(lambda waiter: waiter[0] == number)
 
     def _number_of(self, peer: Peer) -> int:
         number = self._numbers.get(peer)
@@ -191,6 +199,8 @@ class GcsService:
             self._on_report(node_id, message)
         elif isinstance(message, Watch):
             self._on_watch(node_id, message)
+        elif isinstance(message, BundlesPrepared):
+            self._on_bundles_prepared(node_id, message)
         elif isinstance(message, Request):
             self._on_node_request(node_id, link, message)
         else:
@@ -201,13 +211,14 @@ class GcsService:
             self.node_lost(node_id, *request.args, expected=True)
         elif request.method == "job_end" and self._jobs.is_running(*request.args):
             self._job_ends.setdefault(request.args[0], []).append((node_id, request.request_id))
-        else:
+        elif not self._must_wait(node_id, request):
             self._post(link.deliver, self._answer(request, 0, NODE_METHODS | METHODS))
 
     def _on_report(self, node_id: bytes, message: NodeReport) -> None:
         changed, totals = self._nodes.report(node_id, message)
         if changed:
             self._links.changed(node_id, totals)
+            self._groups_view_changed()
 
     def _on_watch(self, asker: bytes, question: Watch) -> None:
         node_id = question.node_id
@@ -227,6 +238,7 @@ class GcsService:
         if known:
             if not expected:
                 log.warning("node %s is lost: %s", node_id.hex()[:8], reason)
+            self._groups_node_lost(node_id)
             for job_id in self._jobs.of_node(node_id):
                 self._finish_job(job_id)
             self._do(self._actors.node_lost(node_id, reason))
@@ -327,11 +339,12 @@ class GcsService:
 
     def _on_gcs_stats(self, number: int) -> dict[str, Any]:
         counts = {"clients": len(self._peers), "nodes": len(self._links), "watches": len(self._deaths)}
-        return {"actors": self._actors.counts(), **counts}
+        return {"actors": self._actors.counts(), "placement_groups": self._groups.counts(), **counts}
 
     def _on_add_node(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
         self._do(self._nodes.add(info, self._wall()))
         self._links.joined(info["node_id"])
+        self._groups_node_joined(info)
         self._do(self._actors.node_joined())
         return {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
 
@@ -351,6 +364,7 @@ class GcsService:
         self._do(effects)
         if ended:
             self._do(self._actors.job_finished(job_id))
+            self._groups_job_finished(job_id)
             for node_id, request_id in self._job_ends.pop(job_id, ()):
                 self._do([("order", node_id, Reply(request_id, True, True))])
         return ended
@@ -394,6 +408,7 @@ class GcsService:
     def flush(self) -> None:
         """The end of a turn: commit, then let everything leave."""
         self._flush_due = False
+        self._groups_turn_ends()
         outbox, self._outbox = self._outbox, []
         if self._tables.durable:
             try:
@@ -417,7 +432,7 @@ class GcsService:
 
     def check_invariants(self) -> None:
         """Raise AssertionError where a table contradicts itself or the connections."""
-        for table in (self._kv, self._jobs, self._nodes, self._actors, self._deaths, self._links):
+        for table in (self._kv, self._jobs, self._nodes, self._actors, self._groups, self._deaths, self._links):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
 

@@ -59,6 +59,7 @@ class Demand:
     actor: ActorPlacement | None = None
     strategy: Any = None  # see _base.options.Strategy
     hold: bool = False  # a stranger's, to be queued here and not to be declined
+    bundles: bool = False  # of placement groups, that wait for resources but for no worker (see bundles)
     leases: set[int] = field(default_factory=set)
     since: float = 0.0  # waiting since
     fatal_at: float | None = None  # infeasible: when the grace ends

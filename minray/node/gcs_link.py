@@ -41,6 +41,7 @@ class GcsLink:
         deliver: what the GCS says.
         joined: the answer to ``add_node``.
         lost: there is no way back, and why.
+        held: the bundles of placement groups that this node has at this moment.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class GcsLink:
         deliver: Callable[[Message], None],
         joined: Callable[[dict[str, Any]], None],
         lost: Callable[[str], None],
+        held: Callable[[], list[tuple[bytes, int]]] = list,
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
@@ -63,6 +65,7 @@ class GcsLink:
         self._deliver = deliver
         self._on_joined = joined
         self._on_lost = lost
+        self._held = held
         self._info: dict[str, Any] = {}
         self._conn: Connection | None = None
         self._waiting: list[tuple[Any, ...]] = []
@@ -104,7 +107,9 @@ class GcsLink:
             return
         self._conn = self._reactor.dial(self._endpoint, self._hello, self)
         self._conn.limit_silence(self._silence_s)
-        self._conn.send(pack(Request(JOIN_REQUEST, "add_node", (self._info,))))
+        held = self._held()
+        info = {**self._info, "bundles": held} if held else self._info
+        self._conn.send(pack(Request(JOIN_REQUEST, "add_node", (info,))))
 
     # -- the reactor's side --------------------------------------------------------------------------
 

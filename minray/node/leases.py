@@ -18,13 +18,15 @@ for the lease that it serves now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from minray._base.resources import CPU, describe
+from minray._base.groups import of_users, plain
+from minray._base.resources import describe
 from minray.node import pressure
 from minray.node.actor_placement import ActorPlacements
-from minray.node.book import ResourceBook, ResourceIds
+from minray.node.book import ResourceBook, ResourceIds, cpus_of
+from minray.node.bundles import Bundles
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
 from minray.node.spillover import Spillover
 from minray.node.view import View
@@ -56,14 +58,14 @@ class Lease:
     held: Resources
     ids: ResourceIds
     since: float
-    lent: int = 0  # units of CPU given to others while the worker is blocked
+    lent: Resources = field(default_factory=dict)  # CPUs given to others while the worker is blocked
     blocked: bool = False
     revoked: bool = False
     kill_at: float | None = None  # the owner is gone: when patience ends
 
     def booked(self) -> Resources:
         """What it holds at this moment."""
-        return {**self.held, CPU: self.held.get(CPU, 0) - self.lent} if self.lent else self.held
+        return {name: n for name, n in self.held.items() if name not in self.lent} if self.lent else self.held
 
 
 class LeaseTable:
@@ -90,6 +92,7 @@ class LeaseTable:
         self.demands: dict[tuple[bytes, DemandKey], Demand] = {}
         self.addresses: dict[bytes, Address] = {}  # of everybody who has registered
         self.actors = ActorPlacements(self)
+        self.bundles = Bundles(self)
         self.away = Spillover(self, view if view is not None else View(node_id), labels or {})
         self.infeasible: dict[tuple[bytes, DemandKey], Demand] = {}
         self.quantum_s = quantum_s
@@ -224,8 +227,8 @@ class LeaseTable:
         if lease is None or lease.blocked:
             return []
         lease.blocked = True
-        lease.lent = lease.held.get(CPU, 0)
-        self.book.lend_cpu(lease.lent)
+        lease.lent = cpus_of(lease.held)
+        self.book.lend(lease.lent)
         return self.schedule(now)
 
     def unblocked(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
@@ -233,8 +236,8 @@ class LeaseTable:
         lease = self._lease_of(worker_id, lease_no)
         if lease is None or not lease.blocked:
             return []
-        self.book.retake_cpu(lease.lent)
-        lease.blocked, lease.lent = False, 0
+        self.book.retake(lease.lent)
+        lease.blocked, lease.lent = False, {}
         return []
 
     def connection_lost(self, number: int, now: float) -> None:
@@ -305,7 +308,8 @@ class LeaseTable:
         if not spared:
             self._homes.pop(job_id, None)
         for demand in list(self.demands.values()):
-            if demand.worker_class.job_id == job_id and demand.owner not in spared and demand.actor is None:
+            plain = demand.actor is None and not demand.bundles
+            if plain and demand.worker_class.job_id == job_id and demand.owner not in spared:
                 self.withdraw(demand)
         for worker in list(self.pool.workers.values()):
             if worker.worker_class.job_id == job_id and worker.worker_id not in spared:
@@ -320,6 +324,9 @@ class LeaseTable:
     def admit(self, demand: Demand, now: float) -> list[Effect]:
         """Queue a demand, let other nodes have it, or complain that nothing can ever satisfy it."""
         place = (demand.owner, demand.key)
+        parked = self.bundles.screen(demand)
+        if parked is not None:
+            return parked
         effects: list[Effect] = []
         if demand.actor is None:
             here, effects = self.away.route(demand)
@@ -341,11 +348,11 @@ class LeaseTable:
         return [*effects, ("send", demand.owner, warning)]
 
     def _infeasible_text(self, demand: Demand) -> str:
-        totals = {name: n for name, n in self.book.totals.items() if not name.startswith("node:")}
+        totals = of_users(self.book.totals)
         others = self.away.view.describe_totals()
         return (
-            f"{demand.description} asks for {describe(demand.resources)}{self.away.describe(demand)}, and no node "
-            f"has that much: node {self.node_id.hex()[:8]} has {describe(totals)} in all"
+            f"{demand.description} asks for {describe(plain(demand.resources))}{self.away.describe(demand)}, and no "
+            f"node has that much: node {self.node_id.hex()[:8]} has {describe(totals)} in all"
             f"{'; ' + others if others else ''}. Ask for less, or start a node that has it."
         )
 
@@ -371,7 +378,7 @@ class LeaseTable:
         """Grant what can be granted, then start workers and revoke leases for those who still wait."""
         effects: list[Effect] = []
         pressure.let_go(self, now)
-        if self.queue and self.pool.has_idle():
+        if self.queue and (self.pool.has_idle() or self.bundles.waiting):
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
         self.wake_at = None
         if not self.queue:
@@ -381,6 +388,8 @@ class LeaseTable:
         return effects
 
     def _grant(self, demand: Demand, now: float, effects: list[Effect]) -> bool:
+        if demand.bundles:
+            return not pressure.held_back(self, demand) and self.bundles.grant(demand, now, effects)
         if not self.pool.idle(demand.worker_class) or not self.book.fits(demand.resources):
             return False
         if pressure.held_back(self, demand):
@@ -425,6 +434,8 @@ class LeaseTable:
         self._doomed.pop(lease.no, None)
         self.book.give(lease.booked(), lease.ids)
         demand = lease.demand
+        if self.bundles.closing:
+            self.bundles.lease_ended(lease)
         demand.leases.discard(lease.no)
         if demand.actor is not None:
             demand.wanted = 0
@@ -497,7 +508,8 @@ class LeaseTable:
         """Book, leases, demands and pool tell the same story."""
         self.pool.check_invariants()
         self.queue.check_invariants()
-        self.book.check_invariants(lease.booked() for lease in self.leases.values())
+        self.bundles.check_invariants()
+        self.book.check_invariants([*self.bundles.holdings(), *(x.booked() for x in self.leases.values())])
         served: set[int] = set()
         for no, lease in self.leases.items():
             assert lease.no == no <= self._last_no
@@ -506,7 +518,7 @@ class LeaseTable:
             worker = self.pool.workers[lease.number]
             assert worker.lease_no == no and worker.worker_id == lease.worker_id, (worker, lease)
             assert no in lease.demand.leases
-            assert lease.lent == 0 or lease.blocked
+            assert not lease.lent or lease.blocked
         assert self._doomed.keys() <= self.leases.keys()
         for place, demand in self.demands.items():
             assert place == (demand.owner, demand.key)

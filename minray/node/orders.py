@@ -55,6 +55,13 @@ def _view(node: NodeService, message: m.ClusterView) -> None:
         node.membership.on_view(message)
 
 
+@_obeys(m.PrepareBundles)
+@_obeys(m.CommitBundles)
+@_obeys(m.ReleaseBundles)
+def _bundles(node: NodeService, message: Message) -> None:
+    node.do(node.table.bundles.order(message, node.now()))
+
+
 @_obeys(m.Introduce)
 def _introduce(node: NodeService, message: m.Introduce) -> None:
     node.jobs.introduce(message.job_id, message.job_config)

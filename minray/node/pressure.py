@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from minray._base.groups import plain
 from minray._base.resources import describe
 from minray.node.demands import Demand, WorkerClass
 from minray.node.worker_pool import STARTING, Effect
@@ -78,7 +79,9 @@ def _look(table: LeaseTable) -> Plan:
             continue
         fits = fit_count(plan.free, demand.resources)
         count = min(demand.missing, fits, left)
-        if count > 0:
+        if demand.bundles:
+            _take(plan.free, demand.resources, count)
+        elif count > 0:
             lacking = plan.actors if demand.actor is not None else plan.tasks
             lacking[demand.worker_class] = lacking.get(demand.worker_class, 0) + count
             held = demand.actor.lifetime_resources if demand.actor is not None else demand.resources
@@ -143,7 +146,8 @@ def _at_cap(table: LeaseTable, worker_class: WorkerClass, now: float) -> list[Ef
 
 
 def _fail_newest(table: LeaseTable) -> list[Effect]:
-    waiting = [d for d in table.queue if d.actor is None and fit_count(table.book.available, d.resources)]
+    waiting = [d for d in table.queue if d.actor is None and not d.bundles]
+    waiting = [d for d in waiting if fit_count(table.book.available, d.resources)]
     demand = max(waiting, key=lambda d: d.since)
     text = (
         f"{demand.description} has no worker to run on: all {table.pool.hard} workers that may live at once "
@@ -177,31 +181,37 @@ def chain(table: LeaseTable, owner: bytes) -> str:
 
 
 def _warn_stalled(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
-    """Who has waited for long, for what only actors hold, is told so once: that may last for ever."""
+    """Who has waited for long, for what only actors and placement groups hold, is told so once: that may last
+    for ever."""
     effects: list[Effect] = []
     for demand, _ in plan.unmet[:EXAMINED]:
         if demand.warned or demand.leases:
             continue
         short = [n for n, amount in demand.resources.items() if amount > table.book.available.get(n, 0)]
         holders = [x for x in table.leases.values() if any(x.held.get(n, 0) > 0 for n in short)]
-        if not holders or any(x.demand.actor is None for x in holders):
+        groups = table.bundles.holders(short)
+        if not (holders or groups) or any(x.demand.actor is None for x in holders):
             continue
         due = demand.since + table.grace_s
         if now < due:
             table.stall_at = due if table.stall_at is None else min(due, table.stall_at)
             continue
         demand.warned = True
-        names = Counter(x.demand.description for x in holders)
+        names = Counter([*(x.demand.description for x in holders), *groups])
         held = ", ".join(f"{count} × {name}" for name, count in names.most_common(5))
         books = (table.book.available, table.book.totals)
-        free, totals = ({name: book.get(name, 0) for name in short} for book in books)
+        free, totals = (plain({name: book.get(name, 0) for name in short}) for book in books)
         text = (
-            f"{demand.description} has waited {table.grace_s:g} s for {describe(demand.resources)}: only "
-            f"{describe(free)} of {describe(totals)} is free, and actors hold the rest for as long as they "
-            f"live ({held})."
+            f"{demand.description} has waited {table.grace_s:g} s for {describe(plain(demand.resources))}: only "
+            f"{describe(free)} of {describe(totals)} is free, and {_who(holders, groups)} hold the rest for as "
+            f"long as they live ({held})."
         )
         effects.append(("warn", demand.worker_class.job_id, text))
     return effects
+
+
+def _who(actors: list[Lease], groups: list[str]) -> str:
+    return " and ".join([*["actors"] * bool(actors), *["placement groups"] * bool(groups)])
 
 
 # -- taking leases back ----------------------------------------------------------------------------

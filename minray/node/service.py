@@ -259,6 +259,7 @@ class NodeService:
             "node_name": self._offer.get("node_name"),
             "resources": self.totals,
             "labels": self.labels,
+            "bundles": self.table.bundles.held(),
             "pid": os.getpid(),
         }
 
@@ -438,9 +439,20 @@ class NodeService:
                 self._exit(effect[1], graceful=effect[2], reason=effect[3])
             elif kind == "gcs":
                 self._gcs_send(effect[1])
+            elif kind == "group":
+                self._ask_for_group(effect[1])
             else:
                 assert kind == "warn", effect
                 self._warn(effect[1], effect[2])
+
+    def _ask_for_group(self, group_id: bytes) -> None:
+        """Somebody here waits for a placement group that is not there: is it to come, or gone?"""
+
+        def answered(reply: Reply) -> None:
+            reason = None if reply.ok else str(reply.value[1])
+            self.do(self.table.bundles.known(group_id, reason, self.now()))
+
+        self.ask_gcs("wait_placement_group", group_id, then=answered)
 
     def _exit(self, number: int, *, graceful: bool, reason: str) -> None:
         worker = self.table.pool.workers.get(number)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from minray._base.groups import of_users
 from minray._base.labels import Selector, matches
 from minray._base.node_index import NodeIndex
 from minray._base.resources import describe
@@ -111,7 +112,7 @@ class View:
         """Every other node's totals, for an error: what ``describe`` says of each."""
         texts = []
         for row in list(self.nodes.values())[:limit]:
-            totals = {name: n for name, n in row.totals.items() if not name.startswith("node:")}
+            totals = of_users(row.totals)
             texts.append(f"node {row.node_id.hex()[:8]} has {describe(totals)}")
         if len(self.nodes) > limit:
             texts.append(f"and {len(self.nodes) - limit} more nodes")

@@ -11,8 +11,8 @@ Everything in this room is written as a user would write it: it imports only min
 * ``serialization``   ``register_serializer``, ``deregister_serializer``
 * ``debug``           ``log_once``
 * ``testing``         ``SignalActor``, ``Semaphore``, ``wait_for_condition`` (imported by its own name)
-* ``placement_group`` named here, not built yet: its functions say so
-* ``scheduling_strategies``: node affinity; the others are named and not built yet
+* ``placement_group`` bundles of resources reserved together (made in ``minray.placement_group``)
+* ``scheduling_strategies`` where things run: in a placement group, on a node, by labels
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Where a task or an actor should run: what ``scheduling_strategy=`` takes beside "DEFAULT" and "SPREAD".
 
-Plain values, checked where they are given as an option: ``_base.option_checks`` tells them by their names
-and turns them into what travels. Node affinity works; the strategies of placement groups and of labels
-can be written down, and are refused with the feature's name when they are used, until it is built.
+Plain values. What can be seen to be wrong here is refused here; the rest where they are given as an option.
 """
 
 from __future__ import annotations
@@ -26,7 +24,11 @@ class NodeAffinitySchedulingStrategy:
 
 @dataclass(frozen=True)
 class PlacementGroupSchedulingStrategy:
-    """Run in a bundle of a placement group. Not built yet: using it raises NotImplementedError."""
+    """Run in a bundle of ``placement_group`` (None: in none, also where children are captured).
+
+    ``placement_group_bundle_index``: which one, -1 for any. ``placement_group_capture_child_tasks``: whether what the
+    task or actor submits goes into the group as well, if it says nothing else; None: as for whoever submits it.
+    """
 
     placement_group: Any
     placement_group_bundle_index: int = -1
@@ -49,12 +51,23 @@ class _Values:
         return hash((type(self), self.values))
 
 
-class In(_Values):
+class _SomeValues(_Values):
+    def __init__(self, *values: str) -> None:
+        kind = type(self).__name__
+        if not values:
+            raise ValueError(f"{kind}() needs at least one value, e.g. {kind}('a', 'b')")
+        for value in values:
+            if not isinstance(value, str):
+                raise ValueError(f"{kind}() takes values of type str, got {type(value).__name__}: {value!r}")
+        super().__init__(*values)
+
+
+class In(_SomeValues):
     """The label has one of these values."""
 
 
-class NotIn(_Values):
-    """The label has none of these values."""
+class NotIn(_SomeValues):
+    """The label has none of these values; a node without the label will do."""
 
 
 class Exists(_Values):
@@ -73,7 +86,26 @@ class DoesNotExist(_Values):
 
 @dataclass(frozen=True)
 class NodeLabelSchedulingStrategy:
-    """Run on a node whose labels fit ``hard``, and ``soft`` if one does. Not built yet: see above."""
+    """Run on a node whose labels fit all of ``hard``, and if possible all of ``soft``: ``{label: In("a"), …}``.
 
-    hard: dict[str, _Values]
-    soft: dict[str, _Values] = field(default_factory=dict, kw_only=True)
+    Raises:
+        ValueError: one of them is not such a dict, or both are empty.
+    """
+
+    hard: dict[str, _Values] | None
+    soft: dict[str, _Values] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, value in (("hard", self.hard), ("soft", self.soft)):
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(f'{name}= must be a dict, e.g. {{"zone": In("a")}}, got {value!r}')
+            for label, condition in (value or {}).items():
+                if not isinstance(label, str):
+                    raise ValueError(f"{name}=: labels are of type str, got {type(label).__name__}: {label!r}")
+                if not isinstance(condition, _Values):
+                    raise ValueError(
+                        f"{name}=: the condition of {label!r} must be In, NotIn, Exists or DoesNotExist, "
+                        f"got {condition!r}"
+                    )
+        if not self.hard and not self.soft:
+            raise ValueError("hard= and soft= are both empty: leave the strategy out, or name a label")

@@ -30,6 +30,7 @@ from minray.worker.calling import Caller, Outbox
 from minray.worker.contract import CALL_METHOD, READY_METHOD, SHUTDOWN_HOOK, TERMINATE_METHOD
 from minray.worker.executor import announce_name, flush_stdio
 from minray.worker.functions import loads_function
+from minray.worker.groups import captured_by
 from minray.worker.running import RUNNING, Running
 from minray.worker.tasks import END, ERROR, STREAMING
 
@@ -73,6 +74,7 @@ class ActorExecutor:
         """In the main thread, until the actor ends."""
         rt = self.rt
         rt.depth = self._meta["depth"]
+        rt.enter_scope(captured_by(self.spec.get("placement_group")))
         announce_name(rt, self.spec["class_name"])
         error = self._create()
         if error is not None:

@@ -28,6 +28,9 @@ class ActorOps(StreamOps):
     ) -> ActorRecord:
         """See the contract."""
         self.must_not_wait("creating an actor")
+        if self.captured is not None and options.inherits:
+            options = options.within(self.captured, f"actor {actor_class.name}")
+        self.check_group(options.group, actor_class.name, actor=True)
         exported = actor_class.exported
         if exported is None or exported[0] != self.job_id:
             blob = dumps_function(actor_class.cls, actor_class.name)
@@ -92,6 +95,7 @@ class ActorOps(StreamOps):
             "placement_resources": dict(options.placement_resources),
             "lifetime_resources": dict(options.lifetime_resources),
             "strategy": options.strategy,
+            "placement_group": self.group_for(options.group),
             "env_vars": dict(options.env_vars),
             "options": {
                 **identity,

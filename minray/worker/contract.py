@@ -294,6 +294,17 @@ class Runtime(Protocol):
         """The generator is gone: what was not taken may go. Append to a queue, nothing else."""
         ...
 
+    # --- placement groups ---------------------------------------------------------------------------
+
+    def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
+        """Whether the group is there within ``timeout`` seconds (None: no limit). ValueError if it is removed,
+        now or before, or was never known."""
+        ...
+
+    def remove_group(self, group_id: bytes) -> None:
+        """Give its resources back. Nothing if it is removed already, or was never known."""
+        ...
+
     # --- about itself -----------------------------------------------------------------------------
 
     def context(self) -> TaskContext:
@@ -306,7 +317,8 @@ class Runtime(Protocol):
 
     def gcs(self, method: str, *args: Any) -> Any:
         """One request to the GCS (see gcs.service for the methods): its answer, or the error it names.
-        Local mode answers: nodes, cluster_resources, available_resources, list_named_actors, kv_*."""
+        Local mode answers: nodes, cluster_resources, available_resources, list_named_actors, kv_*, and those
+        of placement groups."""
         ...
 
     def error_info(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import pickle
 from typing import Any
 
 from minray import exceptions as exc
+from minray._base.groups import GONE
 from minray._base.task_errors import format_user_traceback
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -66,6 +67,8 @@ def _plain(value: Any) -> BaseException:
             value[2].hex(),
             value[3],
         )
+    if kind == "unschedulable" and value[2].startswith(GONE):
+        return exc.TaskPlacementGroupRemoved(f"Task {value[1]} cannot run: {value[2]}")
     if kind == "unschedulable":
         return exc.TaskUnschedulableError(f"Task {value[1]} can never be scheduled. {value[2]}")
     if kind == "session_over":
@@ -97,6 +100,8 @@ def _dependency(name: str, failed: BaseException) -> BaseException:
 
 def _actor_died(class_name: str, actor_id: bytes, cause: dict[str, Any]) -> BaseException:
     created = cause.get("creation_error")
+    if cause.get("unschedulable") and str(cause.get("text")).startswith(GONE):
+        return exc.ActorPlacementGroupRemoved(f"The actor {class_name} cannot be placed: {cause['text']}")
     if cause.get("unschedulable"):
         return exc.ActorUnschedulableError(
             f"The actor {class_name} can never be scheduled. {cause.get('text', '')}"

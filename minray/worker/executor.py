@@ -34,6 +34,7 @@ from minray.wire.messages import (
 from minray.wire.reactor import Waiter
 from minray.worker.calling import Caller, Outbox
 from minray.worker.functions import loads_function
+from minray.worker.groups import captured_by
 from minray.worker.running import RUNNING, Running
 from minray.worker.task_queue import TaskQueue
 from minray.worker.tasks import ERROR, STREAMING
@@ -190,7 +191,11 @@ class Executor:
         try:
             if type(loaded) is bytes:
                 loaded = loads_function(loaded)
+                meta["captured"] = captured_by(meta.get("group"))
                 self._functions[(owner[1], function_id)] = (loaded, meta)
+            captured = meta.get("captured")
+            if captured is not rt.captured:
+                rt.enter_scope(captured)
             if payload == b"" and extra is None:
                 args: Any = ()
                 kwargs: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from time import monotonic
 from typing import Any
 
 from minray._base.config import Config
+from minray._base.groups import plain
 from minray._base.resources import from_units
 from minray.exceptions import RaySystemError
 from minray.store import segments
@@ -303,10 +304,10 @@ class WorkerRuntime(CoreWorker):
 
     def set_resources(self, resources: dict[str, int], ids: dict[str, list[tuple[int, int]]]) -> None:
         """What the node has given this worker for its lease or its life."""
-        self._resources = resources
-        self._resource_ids = ids
-        self.blas.entitle(from_units(resources).get("CPU", 0.0))
-        gpus = ids.get("GPU")
+        self._resources = plain(resources)
+        self._resource_ids = plain(ids)
+        self.blas.entitle(from_units(self._resources).get("CPU", 0.0))
+        gpus = self._resource_ids.get("GPU")
         if gpus or self._gpu_env:
             self._gpu_env = ",".join(str(i) for i in self.gpu_ids())
             os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu_env
@@ -346,6 +347,9 @@ class WorkerRuntime(CoreWorker):
                 made.function_name = f"{actor.options.get('module')}.{made.class_name}.{running.method}"
             made.attempt = running.attempt
             made.canceled = running.cancelled
+        group = actor.spec.get("placement_group") if actor is not None else running and running.meta.get("group")
+        if group:
+            made.placement_group_id, made.capture_child_tasks = group[0], group[2]
         return made
 
     def exit_actor(self) -> None:

@@ -15,8 +15,8 @@ from minray._base.options import resolve_num_returns
 from minray.exceptions import ActorHandleNotFoundError, PendingCallsLimitExceeded, RaySystemError
 from minray.object_ref import ObjectRef, make_generator, make_ref
 from minray.worker.functions import dumps_function
+from minray.worker.groups import GroupOps
 from minray.worker.link import LOST
-from minray.worker.objects import ObjectOps
 from minray.worker.running import RUNNING
 from minray.worker.serialization import Serialized, serialize
 from minray.worker.tasks import DYNAMIC, STORED, STREAMING, Function, SchedulingKey, Task
@@ -55,7 +55,7 @@ class PreparedMethod:
         self.extra: dict[str, Any] | None = None
 
 
-class Submission(ObjectOps):
+class Submission(GroupOps):
     """prepare and submit."""
 
     depth = 0  # of the tasks that run here: 0 in a driver
@@ -64,6 +64,7 @@ class Submission(ObjectOps):
 
     def _init_submission(self) -> None:
         self._keys: dict[Any, SchedulingKey] = {}
+        self.removed_groups = {}
 
     # -- tasks ---------------------------------------------------------------------------------------
 
@@ -86,8 +87,8 @@ class Submission(ObjectOps):
             "max_calls": options.max_calls,
             "backpressure": options.backpressure,
             "env_vars": dict(options.env_vars),
-            "resources": dict(options.resources),
         }
+        self.check_group(options.group, options.name or definition.name)
         return self._function(exported[1], options, meta, num_returns)
 
     def _function(
@@ -104,7 +105,8 @@ class Submission(ObjectOps):
                 num_returns=num_returns,
                 max_retries=options.max_retries,
                 max_calls=options.max_calls,
-                meta={**meta, "depth": key.depth + 1},
+                meta={**meta, "depth": key.depth + 1, "group": self.group_for(options.group)},
+                options=options,
             )
 
     def _key(self, options: Any, description: str) -> SchedulingKey:
@@ -119,7 +121,7 @@ class Submission(ObjectOps):
                 dict(options.env_vars),
                 self.depth,
                 f"task {description}",
-                pipelined=options.max_calls == 0 and not options.resources.get(GPU),
+                pipelined=options.max_calls == 0 and not options.plain_resources.get(GPU),
                 retires=options.max_calls > 0,
             )
             self.core.owner.keys[key.number] = key
@@ -128,32 +130,26 @@ class Submission(ObjectOps):
     def submit_task(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See the contract."""
         key = function.key
-        if key.depth != self.depth:
-            function = self._at_this_depth(function)
+        if key.depth != self.depth or self.scoped:
+            function = self._in_this_scope(function)
         payload: Any = NO_ARGUMENTS
         task = Task(self.core.next_seq(), function, payload, None, function.num_returns, function.max_retries)
         keep = self._encode_arguments(task, args, kwargs) if args or kwargs else None
         return self._submit(task, keep)
 
-    def _at_this_depth(self, function: Function) -> Function:
-        """The same function, submitted from a task that is nested elsewhere."""
-        old = function.key
-        name = (function.function_id, self.depth)
+    def _in_this_scope(self, function: Function) -> Function:
+        """The same function, submitted from a task that is nested elsewhere, or into its placement group."""
+        self.check_group(function.options.group, function.name)
+        if function.key.depth == self.depth and self.captured is None:
+            return function
+        name = (function.function_id, self.depth, self.captured)
         again = self._deeper.get(name)
         if again is None:
-            with self.lock:
-                self._key_count += 1
-                key = SchedulingKey(
-                    self._key_count, old.resources, old.strategy, old.env_vars, self.depth, old.description,
-                    pipelined=old.pipelined, retires=old.retires,
-                )  # fmt: skip
-                self.core.owner.keys[key.number] = key
-                self._function_count += 1
-                again = self._deeper[name] = Function(
-                    self._function_count, function.blob, function.name, key,
-                    num_returns=function.num_returns, max_retries=function.max_retries,
-                    max_calls=function.max_calls, meta={**function.meta, "depth": self.depth + 1},
-                )  # fmt: skip
+            options = function.options
+            if self.captured is not None and options.inherits:
+                options = options.within(self.captured, function.name)
+            again = self._function(function.blob, options, function.meta, function.num_returns)
+            self._deeper[name] = again
         return again
 
     def _submit(self, task: Task, keep: Any) -> Any:

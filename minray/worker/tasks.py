@@ -33,6 +33,7 @@ class Function:
         "meta",
         "name",
         "num_returns",
+        "options",
     )
 
     def __init__(
@@ -46,6 +47,7 @@ class Function:
         max_retries: int,
         max_calls: int,
         meta: dict[str, Any],
+        options: Any = None,
     ) -> None:
         self.function_id = function_id
         self.blob = blob
@@ -55,6 +57,7 @@ class Function:
         self.max_retries = max_retries
         self.max_calls = max_calls
         self.meta = meta  # built-ins; travels beside the blob
+        self.options = options  # what was written, for who submits it elsewhere
 
 
 class Task:

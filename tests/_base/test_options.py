@@ -28,14 +28,6 @@ class NodeAffinitySchedulingStrategy:
     soft: bool = False
 
 
-class PlacementGroupSchedulingStrategy:
-    pass
-
-
-class NodeLabelSchedulingStrategy:
-    pass
-
-
 class TestTask:
     def test_defaults(self) -> None:
         options = validate_task_options({})
@@ -162,20 +154,11 @@ BAD_FOR_ALL: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"runtime_env": {"pip": ["x"]}}, NotImplementedError, r"runtime_env\['pip'\] is not implemented"),
     ({"scheduling_strategy": "PACK"}, ValueError, "'DEFAULT' or 'SPREAD', got 'PACK'"),
     ({"scheduling_strategy": 5}, TypeError, "scheduling_strategy"),
-    (
-        {"scheduling_strategy": PlacementGroupSchedulingStrategy()},
-        NotImplementedError,
-        "placement groups are not implemented",
-    ),
-    (
-        {"scheduling_strategy": NodeLabelSchedulingStrategy()},
-        NotImplementedError,
-        "node labels are not implemented",
-    ),
     ({"scheduling_strategy": NodeAffinitySchedulingStrategy("ab")}, ValueError, "56 hexadecimal digits"),
     ({"scheduling_strategy": NodeAffinitySchedulingStrategy(5)}, TypeError, "node_id"),
-    ({"placement_group": object()}, NotImplementedError, "placement groups are not implemented"),
-    ({"label_selector": {"a": "b"}}, NotImplementedError, "label selectors are not implemented"),
+    ({"placement_group": 5}, TypeError, "must be a PlacementGroup, 'default' or None, got int: 5"),
+    ({"placement_group_bundle_index": 1}, ValueError, "index=1 says nothing without a placement_group"),
+    ({"label_selector": {"a": "in("}}, ValueError, r"'in\(' is no condition"),
     ({"fallback_strategy": [{}]}, NotImplementedError, "fallback strategies are not implemented"),
     ({"enable_task_events": 1}, TypeError, "enable_task_events must be a bool"),
 ]

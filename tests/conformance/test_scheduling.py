@@ -1,4 +1,4 @@
-"""Resources and where things run: B19 (custom), B22, B23; B24 waits for placement groups."""
+"""Resources and where things run: B19 (custom), B22, B23; B24 is in test_placement_groups.py."""
 
 from __future__ import annotations
 
@@ -162,15 +162,6 @@ def test_b23_an_actor_waits_until_its_resources_are_free():
     assert ray.wait([ref], timeout=0.1) == ([], [ref])
     del first
     assert ray.get(ref, timeout=30)
-
-
-# --- B24 ----------------------------------------------------------------------------------------
-
-
-@minray_only("placement groups exist there")
-def test_b24_placement_groups_say_that_they_are_not_built_yet():
-    with pytest.raises(NotImplementedError, match="placement group"):
-        submodule("util").placement_group([{"CPU": 1}])
 
 
 # --- resources in general -----------------------------------------------------------------------
@@ -347,8 +338,6 @@ def test_other_keys_of_runtime_env_say_that_they_are_not_built_yet(key):
 
 
 @minray_only("built there")
-def test_label_selectors_and_timeline_say_that_they_are_not_built_yet():
-    with pytest.raises(NotImplementedError, match="label_selector"):
-        echo.options(label_selector={"a": "b"}).remote(1)
+def test_the_timeline_says_that_it_is_not_built_yet():
     with pytest.raises(NotImplementedError, match="timeline"):
         ray.timeline()

@@ -51,6 +51,7 @@ class World:
         self.sent: list[tuple[bytes, Message]] = []
         self.to_gcs: list[Message] = []
         self.warnings: list[str] = []
+        self.asked: list[bytes] = []  # placement groups that the GCS is asked about
 
     def do(self, effects: list[tuple[Any, ...]]) -> None:
         for kind, *rest in effects:
@@ -62,6 +63,8 @@ class World:
                 self.sent.append((rest[0], rest[1]))
             elif kind == "gcs":
                 self.to_gcs.append(rest[0])
+            elif kind == "group":
+                self.asked.append(rest[0])
             else:
                 assert kind == "warn", kind
                 self.warnings.append(rest[1])

@@ -377,6 +377,7 @@ class ExecutorWorld:
         self.effects: list[tuple[Any, ...]] = []
         rt = SimpleNamespace(
             core=SimpleNamespace(effects=self.effects),
+            captured=None,
             handle=self.handlers.__setitem__,
             set_resources=lambda *_: None,
             reactor=SimpleNamespace(call_later=lambda *_: None),

@@ -18,7 +18,7 @@ from minray.object_ref import ObjectRef
 from minray.worker.contract import ActorClassDef, ActorRecord, MethodMeta, Submitted
 from minray.worker.local.actors import ALIVE, CREATION, DEAD, InlineActor, LocalActor, ThreadedActor
 from minray.worker.local.calls import NONE, ActorExit, Call, result_id
-from minray.worker.local.core import LocalCore
+from minray.worker.local.groups import LocalGroupOps
 from minray.worker.local.objects import VALUE
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _PreparedMethod:
         self.retries: int = actor.options["max_task_retries"] if retries is None else retries
 
 
-class LocalActorOps(LocalCore):
+class LocalActorOps(LocalGroupOps):
     """create_actor, submit_actor_task … of the contract."""
 
     # what LocalRuntime adds
@@ -66,6 +66,7 @@ class LocalActorOps(LocalCore):
     ) -> ActorRecord:
         """See the contract. Runs ``__init__``, too, if the actor is an ordinary one."""
         self.enter()
+        options = self.placed_actor(options, actor_class.name)
         namespace = self.namespace if options.namespace is None else options.namespace
         holder = self._names.get((namespace, options.name)) if options.name is not None else None
         if holder is not None:
@@ -77,12 +78,13 @@ class LocalActorOps(LocalCore):
             )
         self.check_portable(actor_class, actor_class.cls, actor_class.name)
         actor = self._make(actor_class, options, namespace)
+        self.enter_group(actor.home, options.group)
         creation = self.new_actor_call(actor, CREATION, 0)
         creation.take_arguments(args, kwargs)
         self._actors[actor.actor_id] = actor
         if options.name is not None:
             self._names[(namespace, options.name)] = actor
-        self.take_resources(actor.resources)
+        self._take_for(actor)
         handle_ref = None
         if not options.detached:
             handle_ref = self.objects.new(result_id(self.new_task_id(), 0))
@@ -90,7 +92,7 @@ class LocalActorOps(LocalCore):
             self._handles[handle_ref._id] = actor
             self._hidden[actor.actor_id] = handle_ref._id
         record = self._record(actor, handle_ref)
-        lacking = self.infeasible(options.placement_resources)
+        lacking = self.unplaceable(options, options.placement_resources)
         if lacking is None:
             actor.create(creation)
         else:
@@ -122,8 +124,13 @@ class LocalActorOps(LocalCore):
             kind = ThreadedActor
         env_vars = {**self.env_vars, **options.env_vars}
         actor = kind(self, os.urandom(12) + self.job_id, actor_class, kept, env_vars)
-        actor.resources = dict(options.lifetime_resources)
+        actor.resources = dict(options.plain_resources[1])
         return actor
+
+    def _take_for(self, actor: LocalActor, sign: int = 1) -> None:
+        """Account for a living actor; in a placement group the group has done so."""
+        if actor.home.placement_group_id is None:
+            self.take_resources(actor.resources, sign)
 
     def _record(self, actor: LocalActor, handle_ref: ObjectRef[Any] | None) -> ActorRecord:
         record = ActorRecord(
@@ -207,6 +214,8 @@ class LocalActorOps(LocalCore):
         context.resources = res.from_units(actor.resources)
         context.gpu_ids = list(range(int(context.resources.get(res.GPU, 0) + 0.9999)))
         context.env_vars = actor.env_vars
+        context.placement_group_id = actor.home.placement_group_id
+        context.capture_child_tasks = actor.home.capture_child_tasks
         call = Call(self, context, name, num_returns)
         call.method = method
         return call
@@ -264,7 +273,13 @@ class LocalActorOps(LocalCore):
             self._handles.pop(hidden, None)
         if isinstance(actor, InlineActor):
             self.stalled.discard(actor)
-        self.take_resources(actor.resources, -1)
+        self._take_for(actor, -1)
+
+    def group_removed(self, group_id: bytes, text: str) -> None:
+        """Its actors die."""
+        for actor in list(self._actors.values()):
+            if actor.home.placement_group_id == group_id:
+                actor.die({"text": text, "intended": True})
 
     def handle_gone(self, object_id: bytes) -> None:
         """An object is gone: it may be what counts an actor's handles."""

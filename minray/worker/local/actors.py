@@ -22,7 +22,14 @@ from collections.abc import Callable
 from typing import Any
 
 from minray.exceptions import PendingCallsLimitExceeded
-from minray.worker.contract import CALL_METHOD, READY_METHOD, SHUTDOWN_HOOK, TERMINATE_METHOD, ActorClassDef
+from minray.worker.contract import (
+    CALL_METHOD,
+    READY_METHOD,
+    SHUTDOWN_HOOK,
+    TERMINATE_METHOD,
+    ActorClassDef,
+    TaskContext,
+)
 from minray.worker.local.calls import CONTEXT, Call, Failed, run_inline
 from minray.worker.local.objects import VALUE, encode
 from minray.worker.local.streams import LocalStream, PulledStream
@@ -48,6 +55,7 @@ class LocalActor:
         self.options = options
         self.env_vars = env_vars
         self.resources: dict[str, int] = {}  # units, taken while it lives
+        self.home = TaskContext()  # says in which placement group it lives
         self.instance: Any = None
         self.state = PENDING
         self.cause: dict[str, Any] = {}

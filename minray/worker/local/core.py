@@ -78,7 +78,8 @@ class LocalCore:
     # --- calls ------------------------------------------------------------------------------------
 
     def _run(self, call: Call, function: Callable[..., Any]) -> None:
-        taken = res.to_units(call.context.resources)
+        # what runs in a placement group takes of what the group has taken
+        taken = {} if call.context.placement_group_id else res.to_units(call.context.resources)
         self.take_resources(taken)
         try:
             run_inline(call, function)

@@ -48,7 +48,7 @@ class _PreparedTask:
         self.num_returns = resolve_num_returns(
             options.num_returns, definition.is_generator, repr(definition.name)
         )
-        self.resources = res.from_units(options.resources)
+        self.resources = res.from_units(options.plain_resources)
 
 
 class LocalRuntime(LocalActorOps):
@@ -77,9 +77,11 @@ class LocalRuntime(LocalActorOps):
     ) -> Submitted:
         """See the contract. Runs it, too."""
         self.enter()
-        options, definition = prepared.options, prepared.definition
+        definition = prepared.definition
+        options = self.placed_task(prepared.options, definition.name)
         name = options.name or definition.name
         context = self.new_context(name, f"{definition.module}.{definition.name}")
+        self.enter_group(context, options.group)
         context.resources = dict(prepared.resources)
         context.gpu_ids, context.resource_ids = _gpus(prepared.resources)
         context.env_vars = {**self.env_vars, **options.env_vars}
@@ -90,7 +92,7 @@ class LocalRuntime(LocalActorOps):
         if prepared.num_returns == "streaming":
             return self.add_stream(PulledStream(call, definition.function))
         refs = self.add_call(call)
-        lacking = self.infeasible(options.resources)
+        lacking = self.unplaceable(options, options.resources)
         if lacking is not None:
             call.fail(("unschedulable", name, lacking))
         elif call.ready():

@@ -1,0 +1,90 @@
+"""Placement groups at the processes that submit into them, run in them and wait for them.
+
+A task or actor that runs in a group and captures its children puts what it submits into the same group, unless
+that says something else. So a process has, at each moment, a group that ``captured`` names, or none: in a worker that
+of the running task, or of its actor for life.
+
+Part of the runtime (between objects and submission); ``captured_by`` is for the executors. Invariant: a group
+travels as ``(group_id, index, capture, bundles)`` with ``capture`` decided, and with bundles only where children need
+them to be checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minray._base.groups import ANY_BUNDLE, GONE, READY_TASK, GroupTarget, different
+from minray.exceptions import ActorPlacementGroupRemoved, RaySystemError, TaskPlacementGroupRemoved
+from minray.wire.messages import Request, pack
+from minray.worker.link import LOST, Answer
+from minray.worker.objects import ObjectOps
+
+REMEMBERED = 10_000  # groups that this process has removed
+
+
+def captured_by(group: tuple[Any, ...] | None) -> GroupTarget | None:
+    """Where the children of something that runs in ``group`` go by themselves."""
+    if group is None or not group[2]:
+        return None
+    return GroupTarget(group[0], ANY_BUNDLE, True, group[3])
+
+
+class GroupOps(ObjectOps):
+    """wait_for_group of the contract, and what submissions need to know."""
+
+    captured: GroupTarget | None = None
+    scoped = False  # whether a submission has to look at ``captured`` and ``removed_groups``
+    removed_groups: dict[bytes, None]  # by this process, lately
+
+    def enter_scope(self, captured: GroupTarget | None) -> None:
+        """From now on a task runs here whose children go there by themselves."""
+        self.captured = captured
+        self.scoped = captured is not None or bool(self.removed_groups)
+
+    def group_for(self, target: GroupTarget | None) -> tuple[Any, ...] | None:
+        """``target`` as it travels with a task or actor that is submitted here and now."""
+        if target is None:
+            return None
+        capture = self.captured is not None if target.capture is None else target.capture
+        return (target.group_id, target.index, capture, different(target.bundles) if capture else ())
+
+    def check_group(self, target: GroupTarget | None, name: str, *, actor: bool = False) -> None:
+        """Raise if it is known here that the group is gone. (Else whoever waits hears it.)"""
+        if target is not None and target.group_id in self.removed_groups and name != READY_TASK:
+            text = f"{GONE}: placement group {target.group_id.hex()} was removed: make another one"
+            if actor:
+                raise ActorPlacementGroupRemoved(f"The actor {name} cannot be placed: {text}")
+            raise TaskPlacementGroupRemoved(f"Task {name} cannot run: {text}")
+
+    def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
+        """See the contract."""
+        self.must_not_wait("PlacementGroup.wait()")
+        answer = Answer()
+        with self.lock:
+            if self.closed or self.gcs_link.closed:
+                raise RaySystemError(LOST)
+            self._request_no += 1
+            number = self._request_no
+            self._answers[number] = answer
+            self.leave()
+            self.gcs_link.send(pack(Request(number, "wait_placement_group", (group_id,))))
+        try:
+            done = self.wait_in_user_code(self.reactor.wait, answer, timeout)
+        finally:
+            with self.lock:
+                self._answers.pop(number, None)
+        if not done:
+            self.tell_gcs("unwait_placement_group", group_id, number)
+            return False
+        if answer.ok:
+            return True
+        raise self.named_error(*answer.value)
+
+    def remove_group(self, group_id: bytes) -> None:
+        """See the contract."""
+        self.request(self.gcs_link, "remove_placement_group", (group_id,), None)
+        removed = self.removed_groups
+        removed[group_id] = None
+        self.scoped = True
+        if len(removed) > REMEMBERED:
+            del removed[next(iter(removed))]
