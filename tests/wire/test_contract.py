@@ -303,6 +303,8 @@ def test_a_connection_that_opened_in_time_has_no_deadline(request_of: str, clien
 
 def test_a_slow_reader_holds_nobody_up(request_of: str, client: Reactor) -> None:
     listener, endpoint = transports.make_listener(request_of)
+    if isinstance(listener, socket.socket):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # else TCP may buffer more than is sent
     sockets = []
 
     def serve() -> None:
@@ -325,7 +327,7 @@ def test_a_slow_reader_holds_nobody_up(request_of: str, client: Reactor) -> None
     # The client's own loop must run for the handshake; nobody waits here, so the background thread does it.
     thread.join(LONG)
     payload = os.urandom(1_000_000)
-    count = 32  # more than the kernel buffers for a TCP connection
+    count = 32  # more than a sender's kernel buffers
     for i in range(count):
         conn.send((1, i, payload))
     assert conn.buffered > 1_000_000
