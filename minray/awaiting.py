@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from minray._base import current
+from minray.exceptions import GetTimeoutError
 from minray.object_ref import ObjectRef
 
 
@@ -78,6 +79,11 @@ def asyncio_future_of(ref: ObjectRef[Any]) -> asyncio.Future[Any]:
             return
         try:
             future.set_result(rt.get([ref], 0)[0])
+        except GetTimeoutError as error:
+            if type(error) is not GetTimeoutError:
+                future.set_exception(error)  # the task's own
+            else:
+                rt.on_ready(ref, lambda: door.post(settle))  # its copy here had to make room meanwhile
         except StopIteration as error:  # a future cannot carry it; a coroutine could not raise it either
             _set_error(future, error)
         except BaseException as error:  # whatever the task raised is for who awaits
@@ -142,7 +148,7 @@ def future_of(ref: ObjectRef[Any]) -> Future[Any]:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            value = rt.get([ref], 0)[0]
+            value = rt.get([ref], None)[0]
         except BaseException as error:  # whatever the task raised is for who asks the future
             future.set_exception(error)
         else:

@@ -37,7 +37,7 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
-    "shutdown_grace_s", "gcs_reconnect_s",
+    "shutdown_grace_s", "gcs_reconnect_s", "lineage_bytes",
 )  # fmt: skip
 
 # Files that each process of a session opens, wherever its working folder is.
@@ -82,6 +82,7 @@ class Config:
     inline_limit: int = 100 * KIB  # larger values live in shared memory
     max_pipeline: int = 64  # tasks in flight per leased worker
     lease_idle_s: float = 0.2  # how long a lease stays warm after its queue is empty
+    lineage_bytes: int = 256 * MIB  # what a process keeps of finished tasks, so that lost results can be made again
     infeasible_grace_s: float = 10.0  # time for a node to join that could satisfy a request
     # --- workers
     launcher: str = "auto"  # "fork" (from a zygote) or "spawn"

@@ -396,6 +396,15 @@ class PinForever(Message):
     object_id: bytes
 
 
+@message(76)
+class ObjectLost(Message):
+    """Borrower → owner: no copy of it can be had from where you said it lies."""
+
+    object_id: bytes
+    location: Location
+    reason: str
+
+
 # --- actors: GCS ↔ callers, GCS ↔ node, node ↔ worker -----------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray.object_ref import ObjectRef, make_ref
 from minray.worker.contract import ActorClassDef, ActorRecord, MethodMeta
-from minray.worker.core import PICKLED_NONE, new_actor_client
+from minray.worker.core import PICKLED_NONE
 from minray.worker.functions import dumps_function
 from minray.worker.references import INLINE, STORED
 from minray.worker.serialization import serialize
@@ -146,8 +146,7 @@ class ActorOps(StreamOps):
 
     def _client(self, actor_id: bytes, class_name: str, options: dict[str, Any]) -> Any:
         eager = bool(options.get("is_async") or options.get("concurrency_groups"))
-        return new_actor_client(
-            self.core,
+        return self.core.calls.client(
             actor_id,
             class_name,
             max_pending=options.get("max_pending_calls", -1),

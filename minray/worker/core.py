@@ -33,7 +33,8 @@ from minray.wire.messages import (
     StreamAck,
     pack,
 )
-from minray.worker.actor_calls import ActorCalls, ActorClient
+from minray.worker.actor_calls import ActorCalls
+from minray.worker.lineage import Lineage
 from minray.worker.owner import TaskManager
 from minray.worker.references import PENDING, ObjectRecord, ReferenceTable
 from minray.worker.tasks import (
@@ -61,7 +62,14 @@ class Core:
     """The state of one process. Not thread-safe: its user holds a lock around every call."""
 
     def __init__(
-        self, me: Address, job_id: bytes, prefix: bytes, *, max_pipeline: int, lease_idle_s: float
+        self,
+        me: Address,
+        job_id: bytes,
+        prefix: bytes,
+        *,
+        max_pipeline: int,
+        lease_idle_s: float,
+        lineage_bytes: int | None = None,
     ) -> None:
         self.me = me
         self.job_id = job_id
@@ -72,6 +80,7 @@ class Core:
             self.effects, self.fail, home=me[0], max_pipeline=max_pipeline, lease_idle_s=lease_idle_s
         )
         self.calls = ActorCalls(self.effects, self.fail)
+        self.lineage = None if lineage_bytes is None else Lineage(self, lineage_bytes)  # None: of one node
         self.streams: dict[int, Stream] = {}
         self._prefix = prefix
         self._count = itertools.count(1)
@@ -103,9 +112,11 @@ class Core:
 
     # -- submission --------------------------------------------------------------------------------
 
-    def submit(self, task: Task, now: float) -> list[bytes]:
-        """A new task; its returns become objects of this process, with one local reference each."""
-        ids = self._make_returns(task)
+    def submit(self, task: Task, now: float, ids: list[bytes] | None = None) -> list[bytes]:
+        """A new task; its returns become objects of this process, with one local reference each. ``ids``: they
+        are there already, because it runs once more."""
+        if ids is None:
+            ids = self._make_returns(task)
         self._hold_arguments(task)
         if task.actor is None:
             self.owner.add(task)
@@ -254,6 +265,8 @@ class Core:
             n = max(1, task.num_returns) if status == ERROR else 1
             for i in range(n):
                 self.complete(self.object_id(task.seq, 1 + i), status, value)
+        if self.lineage is not None:
+            self.lineage.on_outcome(task)
 
     def _unhold_arguments(self, task: Task) -> None:
         for object_id in task.nested:
@@ -272,7 +285,7 @@ class Core:
     def complete(self, object_id: bytes, status: int, value: Any) -> None:
         """The object's value (or location, or error) is here."""
         record = self.objects.get(object_id)
-        if record is None:
+        if record is None or record.status != PENDING:  # a task that runs once more makes all of its results
             self._discard(object_id, status, value)
             return
         inner = self._receive(status, value)
@@ -562,6 +575,8 @@ class Core:
         self.refs.check_invariants()
         self.owner.check_invariants()
         self.calls.check_invariants()
+        if self.lineage is not None:
+            self.lineage.check_invariants()
         for task in itertools.chain(self.owner.tasks.values(), self.calls.tasks.values()):
             for object_id in task.nested:
                 assert object_id in self.objects, f"argument {object_id.hex()} of {task.name} is freed"
@@ -580,11 +595,4 @@ class _Dependency:
         self.core._on_argument(self.task)
 
 
-def new_actor_client(
-    core: Core, actor_id: bytes, class_name: str, *, max_pending: int, eager: bool
-) -> ActorClient:
-    """The client record of an actor, made once per process."""
-    return core.calls.client(actor_id, class_name, max_pending=max_pending, eager=eager)
-
-
-__all__ = ["Core", "Function", "new_actor_client"]
+__all__ = ["Core", "Function"]

@@ -8,6 +8,7 @@ without unpickling anything:
     ("cancelled", task name)                 ("crashed", task name, certificate)
     ("actor_died", class, actor_id, cause)   ("actor_unavailable", class, actor_id, cause)
     ("unschedulable", task name, text)       ("owner_died", object_id, owner address)
+    ("unmade", object_id, reason, why)       lost, and cannot be made again
     ("freed", object_id)                     ("end_of_stream",)                ("session_over",)
 
 Called by worker.objects (out) and worker.executor (in).
@@ -79,6 +80,8 @@ def _plain(value: Any) -> BaseException:
         return exc.OwnerDiedError(
             value[1].hex(), None, "", f"its owner, worker {value[2][1].hex()[:8]}, is dead"
         )
+    if kind == "unmade":
+        return exc.ObjectReconstructionFailedError(value[1].hex(), None, "", f"{value[3]}. It was lost: {value[2]}")
     if kind == "freed":
         return exc.ObjectFreedError(
             value[1].hex() if value else "", None, "", "nobody referenced it any more, so its owner freed it"

@@ -17,7 +17,7 @@ from minray._base.groups import ANY_BUNDLE, GONE, READY_TASK, GroupTarget, diffe
 from minray.exceptions import ActorPlacementGroupRemoved, RaySystemError, TaskPlacementGroupRemoved
 from minray.wire.messages import Request, pack
 from minray.worker.link import LOST, Answer
-from minray.worker.objects import ObjectOps
+from minray.worker.waiting import WaitOps
 
 REMEMBERED = 10_000  # groups that this process has removed
 
@@ -29,7 +29,7 @@ def captured_by(group: tuple[Any, ...] | None) -> GroupTarget | None:
     return GroupTarget(group[0], ANY_BUNDLE, True, group[3])
 
 
-class GroupOps(ObjectOps):
+class GroupOps(WaitOps):
     """wait_for_group of the contract, and what submissions need to know."""
 
     captured: GroupTarget | None = None

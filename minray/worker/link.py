@@ -40,6 +40,7 @@ from minray.wire.messages import (
     LeaseInfeasible,
     LeaseSpill,
     Message,
+    ObjectLost,
     PinForever,
     Ready,
     Reply,
@@ -115,6 +116,7 @@ class Link:
             (LeaseSpill, lambda _c, m: self.core.owner.on_spill(m)),
             (LeaseDecline, lambda c, m: self.core.owner.on_decline(self._node_of(c), m)),
             (Died, self._on_died),
+            (ObjectLost, self._on_object_lost),
             (Reply, self._on_reply),
         ]
         for cls, handler in core_calls:
@@ -366,6 +368,10 @@ class Link:
         if not msg.fatal:
             log.warning("minray: %s", msg.text)
         self.core.on_infeasible(msg)
+
+    def _on_object_lost(self, _conn: Connection, msg: ObjectLost) -> None:
+        if self.core.lineage is not None:
+            self.core.lineage.on_lost(msg.object_id, msg.location, msg.reason)
 
     def _on_died(self, _conn: Connection, msg: Died) -> None:
         self.core.on_died(msg, monotonic())

@@ -40,6 +40,10 @@ SAY_AFTER_S = 60.0  # a get that has waited this long says on what
 ASK_S = 0.1  # what our node gets, at least, to say that it has a copy of what lies on another
 
 
+def is_lost(hold: Hold | Gone | None) -> bool:
+    return isinstance(hold, Gone) and hold.kind == "lost"
+
+
 class GetWaiter(Waiter):
     """Waits for all of some objects, or the first error among them."""
 
@@ -56,46 +60,8 @@ class GetWaiter(Waiter):
             self.reactor.notify(self)
 
 
-class CountWaiter(Waiter):
-    """Waits for a number of objects, whatever they become."""
-
-    __slots__ = ("reactor", "remaining")
-
-    def __init__(self, reactor: Any, remaining: int) -> None:
-        super().__init__()
-        self.reactor = reactor
-        self.remaining = remaining
-
-    def ready(self, _id: bytes | None, _record: Any) -> None:
-        self.remaining -= 1
-        if self.remaining == 0:
-            self.reactor.notify(self)
-
-
-class _Callback:
-    """on_ready: a function to call, once. While one waits, somebody must read: the background thread."""
-
-    __slots__ = ("function", "ops")
-
-    def __init__(self, ops: ObjectOps, function: Callable[[], None]) -> None:
-        self.ops = ops
-        self.function = function
-        ops.callbacks += 1
-        if ops.callbacks == 1:
-            ops.reactor.set_background_demand(True)
-
-    def ready(self, _id: bytes | None, _record: Any) -> None:
-        ops = self.ops
-        ops.callbacks -= 1
-        if ops.callbacks == 0:
-            ops.reactor.set_background_demand(False)
-        self.function()
-
-
 class ObjectOps(Link):
     """put, get, wait and the encoding of values."""
-
-    callbacks = 0  # unanswered on_ready
 
     # -- encoding ------------------------------------------------------------------------------------
 
@@ -181,12 +147,16 @@ class ObjectOps(Link):
     def _load_stored(
         self, objects: list[tuple[bytes, Any, Address | None]], deadline: float | None
     ) -> list[Any]:
-        holds = self._acquire([(object_id, value[0]) for object_id, value, _ in objects], deadline)
+        holds: list[Any] = self._acquire([(object_id, value[0]) for object_id, value, _ in objects], deadline)
+        while self.core.lineage is not None and any(map(is_lost, holds)):
+            objects = self._find_again(objects, holds, deadline)
         values = []
         failure: Exception | None = None
         for (object_id, value, owner), hold in zip(objects, holds, strict=True):
             if isinstance(hold, Gone):
                 failure = self._gone_error(object_id, owner, hold)
+            elif hold is None:  # small, now that it was made again
+                values.append(self.decode(object_id, INLINE, value, owner))
             elif failure is not None:
                 hold.release()
             else:
@@ -198,6 +168,49 @@ class ObjectOps(Link):
         if failure is not None:
             raise failure
         return values
+
+    def _find_again(
+        self, objects: list[tuple[bytes, Any, Address | None]], holds: list[Any], deadline: float | None
+    ) -> list[tuple[bytes, Any, Address | None]]:
+        """Some are lost: have them made again, and wait for it. Changes ``holds`` (None: an inline value)."""
+        lost = [i for i, hold in enumerate(holds) if is_lost(hold)]
+        try:
+            records = self._made_again([(objects[i][0], objects[i][1][0], holds[i].reason) for i in lost], deadline)
+            stored = [i for i, record in zip(lost, records, strict=True) if record.status == STORED]
+            found = list(objects)
+            for i, record in zip(lost, records, strict=True):
+                found[i] = (objects[i][0], record.value, objects[i][2])
+                holds[i] = None
+            again = self._acquire([(found[i][0], found[i][1][0]) for i in stored], deadline)
+        except BaseException:
+            for hold in holds:
+                if isinstance(hold, Hold):
+                    hold.release()
+            raise
+        for i, hold in zip(stored, again, strict=True):
+            holds[i] = hold
+        return found
+
+    def _made_again(self, lost: list[tuple[bytes, Any, str]], deadline: float | None) -> list[ObjectRecord]:
+        """The records of lost objects (id, location, reason) when their values are there once more."""
+        waiter = GetWaiter(self.reactor)
+        core = self.core
+        assert core.lineage is not None
+        with self.lock:
+            records = [core.objects[object_id] for object_id, _, _ in lost]
+            for object_id, location, reason in lost:
+                core.lineage.on_unreadable(object_id, location, reason)
+            for (object_id, _, _), record in zip(lost, records, strict=True):
+                if record.status == PENDING:
+                    waiter.remaining += 1
+                    core.when_ready(object_id, record, waiter)
+            core.calls.flush()
+            self.leave()
+        failed = next((record for record in records if record.status == ERROR), None)
+        if waiter.remaining > 0 and failed is None:
+            self._sleep(waiter, None if deadline is None else max(0.0, deadline - monotonic()), lambda: records)
+        self._check_ready(records, "while a lost object is made again")
+        return records
 
     def _gone_error(self, object_id: bytes, owner: Address | None, gone: Gone) -> Exception:
         """A living owner frees nothing that is borrowed: if it was freed, its owner is dead, announced or not yet."""
@@ -303,14 +316,18 @@ class ObjectOps(Link):
             waiter.done = True  # an error that is there already, behind one that is not
         else:
             self._sleep(waiter, timeout, lambda: records)
+        self._check_ready(records, f"after {timeout} s")
+        return records
+
+    def _check_ready(self, records: list[ObjectRecord], why: str) -> None:
+        """Raise the first error among them, or GetTimeoutError if one is not there."""
         for record in records:
             if record.status == ERROR:
                 raise errors.to_exception(record.value)
         if any(r.status == PENDING for r in records):
             if self.closed:
                 raise RaySystemError(LOST)
-            raise GetTimeoutError(f"get timed out after {timeout} s: {self._on_what(records)}")
-        return records
+            raise GetTimeoutError(f"get timed out {why}: {self._on_what(records)}")
 
     def _unknown(self, ref: ObjectRef[Any]) -> ObjectRecord:
         if self.closed:
@@ -367,107 +384,6 @@ class ObjectOps(Link):
         if task.lease is None:
             return f"task {task.name} (queued: no worker is free for {task.function.key.description})"
         return f"task {task.name} (sent to worker {task.lease.worker[1].hex()[:8]})"
-
-    # -- wait ----------------------------------------------------------------------------------------
-
-    def wait(
-        self, refs: list[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """See the contract. (On one machine every value is local.)"""
-        if self.owned():
-            self.must_not_wait("wait")
-        ready, rest = self._split(refs, num_returns)
-        if len(ready) == num_returns or timeout == 0:
-            return ready, rest
-        with self.lock:
-            objects = self.core.objects
-            waiter = CountWaiter(self.reactor, 0)
-            pending = []
-            have = 0
-            for ref in refs:
-                record = objects.get(ref._id)
-                if record is None:
-                    record = self._unknown(ref)
-                if record.status == PENDING:
-                    pending.append(record)
-                    self.core.when_ready(ref._id, record, waiter)
-                else:
-                    have += 1
-            waiter.remaining += num_returns - have
-            self.core.calls.flush()
-            self.leave()
-        try:
-            if waiter.remaining > 0:
-                self._sleep(waiter, timeout, lambda: pending)
-        finally:
-            with self.lock:
-                for record in pending:
-                    if record.waiters is not None:
-                        record.waiters = [w for w in record.waiters if w is not waiter] or None
-        if self.closed:
-            raise RaySystemError(LOST)
-        return self._split(refs, num_returns)
-
-    def _split(
-        self, refs: list[ObjectRef[Any]], num_returns: int
-    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """The first ``num_returns`` that are ready, and the rest, in order."""
-        ready = []
-        with self.lock:
-            if self.inbox:
-                self.drain()
-            objects = self.core.objects
-            for i, ref in enumerate(refs):
-                record = objects.get(ref._id)
-                if record is None:
-                    record = self._unknown(ref)
-                if record.status != PENDING:
-                    ready.append(i)
-                    if len(ready) == num_returns:
-                        break
-            self.leave()
-        if len(ready) == 1:
-            i = ready[0]
-            return [refs[i]], refs[:i] + refs[i + 1 :]
-        chosen = set(ready)
-        return [refs[i] for i in ready], [r for i, r in enumerate(refs) if i not in chosen]
-
-    def on_ready(self, ref: ObjectRef[Any], callback: Callable[[], None]) -> None:
-        """See the contract."""
-        with self.lock:
-            record = self.core.objects.get(ref._id)
-            if record is None:
-                record = self._unknown(ref)
-            pending = record.status == PENDING and not self.closed
-            if pending:
-                self.core.when_ready(ref._id, record, _Callback(self, callback))
-                self.core.calls.flush()
-            self.leave()
-        if not pending:
-            callback()
-
-    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
-        """See the contract."""
-        found: list[tuple[list[bytes], int | None]] = []
-        stored: dict[int, bytes] = {}
-        with self.lock:
-            for ref in refs:
-                record = self.core.objects.get(ref._id) or self._unknown(ref)
-                value = record.value
-                if record.status == STORED:
-                    stored[len(found)] = ref._id
-                    found.append(([value[0][0]], value[1]))
-                elif record.status == INLINE:
-                    size = len(value) if type(value) is bytes else len(value[0]) + sum(map(len, value[1]))
-                    found.append(([(record.owner or self.core.me)[0]], size))
-                else:
-                    found.append(([], None))
-            self.leave()
-        if stored and self.clustered:
-            known = self.request(self.node, "object_copies", (list(stored.values()),), None)
-            for i, nodes in zip(stored, known, strict=True):
-                found[i] = (list(dict.fromkeys(found[i][0] + nodes)), found[i][1])
-        return found
 
     # -- references that leave or come back by plain pickle --------------------------------------------
 

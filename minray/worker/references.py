@@ -45,6 +45,7 @@ class ObjectRecord:
         "grants",
         "held",
         "local",
+        "made",
         "owner",
         "pinned",
         "promised",
@@ -69,6 +70,7 @@ class ObjectRecord:
         self.promised: list[Address] | None = None
         self.contains: tuple[bytes, ...] = ()
         self.task: Any = None  # the unfinished task that makes it
+        self.made: Any = None  # what is kept of the finished one (see lineage)
         self.waiters: list[Any] | None = None  # told once, when it stops being PENDING
         self.fetchers: list[Any] | None = None  # borrowers that asked for its value
 
@@ -350,6 +352,8 @@ class ReferenceTable:
             del objects[object_id]
             if record.status == STORED or record.task is not None or owner is not None:
                 self.effects.append(("freed", object_id, record))
+            if record.made is not None:
+                record.made.release()
             if record.contains:
                 for inner in record.contains:
                     held = objects.get(inner)

@@ -110,6 +110,7 @@ class CoreWorker(ActorOps):
             self.worker_id[:12],
             max_pipeline=config.max_pipeline,
             lease_idle_s=config.lease_idle_s,
+            lineage_bytes=config.lineage_bytes if self.clustered else None,
         )
         self.gcs_link = self.node
         if msg.gcs_endpoint != self.node.endpoint:

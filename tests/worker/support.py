@@ -353,9 +353,11 @@ class Asker:
 class CoreWorld(World):
     """A Core with one leased worker, w1, and one function."""
 
-    def __init__(self, *, worker: bool = True, pipeline: int = 8) -> None:
+    def __init__(self, *, worker: bool = True, pipeline: int = 8, lineage_bytes: int | None = None) -> None:
         super().__init__()
-        self.core = Core(ME, JOB, ME[1][:12], max_pipeline=pipeline, lease_idle_s=60.0)
+        self.core = Core(
+            ME, JOB, ME[1][:12], max_pipeline=pipeline, lease_idle_s=60.0, lineage_bytes=lineage_bytes
+        )
         self.effects = self.core.effects
         self.key = make_key()
         self.key.avg_ns = 0.0

@@ -21,7 +21,7 @@ from minray.wire.messages import (
     Ready,
     Steal,
 )
-from minray.worker.core import FAILURES_KEPT, Core, new_actor_client
+from minray.worker.core import FAILURES_KEPT, Core
 from minray.worker.references import ERROR, INLINE, PENDING, STORED
 from minray.worker.tasks import CHAIN_TOLD, DYNAMIC, MULTI, RETRY, STREAMING
 
@@ -90,7 +90,7 @@ def test_what_a_call_of_an_actor_returns() -> None:
 
 def test_a_client_record_is_made_once() -> None:
     world = CoreWorld()
-    actor = new_actor_client(world.core, ACTOR, "Counter", max_pending=3, eager=True)
+    actor = world.core.calls.client(ACTOR, "Counter", max_pending=3, eager=True)
     assert world.actor() is actor
     assert (actor.class_name, actor.max_pending, actor.eager) == ("Counter", 3, True)
 

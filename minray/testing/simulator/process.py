@@ -27,7 +27,7 @@ from minray.wire.messages import (
     unpack,
 )
 from minray.worker.actor_calls import ActorClient
-from minray.worker.core import Core, new_actor_client
+from minray.worker.core import Core
 from minray.worker.owner import TaskManager
 from minray.worker.tasks import END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, Function, Lease, SchedulingKey
 
@@ -102,7 +102,7 @@ class Process:
 
     def new_client(self, actor_id: bytes, options: dict[str, Any]) -> ActorClient:
         """The same, without asking: the GCS subscribes an actor's creator by itself."""
-        return new_actor_client(self.core, actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1)
+        return self.core.calls.client(actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1)
 
     def ask_gcs(self, method: str, *args: Any) -> int:
         """A request; its number."""

@@ -1,0 +1,325 @@
+"""What an owner keeps of its finished tasks, so that results that are lost can be made again. Pure.
+
+::
+
+    a task ends, and a result of it lies in shared memory ──▶ Made ──(nobody needs it any more)──▶ gone
+                                                              ▲  │
+                                                   it ends    │  ▼  the node with the result is lost
+                                       the task runs once more, behind those of its inputs that are lost, too
+
+A Made is needed while one of its stored results is, or while a Made that took one of its results is: then the whole
+chain can run again. It holds neither values nor references: what was freed meanwhile is made again as well. So
+lineage costs the size of the arguments that travelled with the task, and of that there is a bound: beyond it the
+oldest are given up, which the error says when it comes to it.
+
+Running once more is charged as a retry. Not made again are: what ``put`` made, the results of tasks with
+max_retries=0 and of actors' methods with max_task_retries=0, the items of streaming generators, and what needs an
+input that cannot be made again and was freed. Only sessions of several nodes have lineage: on one node, a stored
+object is lost together with its owner.
+
+Called by worker.core. Invariants (``check_invariants``): ``results`` counts the records that name a Made, ``users``
+the Mades that name it as an input; a Made with neither is gone; a task runs at most once at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minray.wire.messages import ObjectLost, pack
+from minray.worker.references import PENDING, ObjectRecord
+from minray.worker.tasks import DYNAMIC, ERROR, INLINE, STORED, STREAMING, Task
+
+if TYPE_CHECKING:
+    from minray.worker.core import Core
+
+ENTRY_BYTES = 800  # of a Made and its Task, about
+
+
+class Final:
+    """Stands for results that are not made again, and says why."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def release(self) -> None:
+        """A result is freed."""
+
+
+PUT = Final("it was made by put(), and what put() made cannot be made again")
+NO_RETRIES = Final("its task has no retries left (see max_retries)")
+ACTOR = Final("an actor's method made it, and such a result is made again only with max_task_retries")
+STREAM = Final("a streaming generator made it, and its items are not made again")
+
+
+class Made:
+    """A finished task, one of whose results lies in shared memory."""
+
+    __slots__ = ("inputs", "lineage", "nested", "results", "size", "task", "top", "users", "why")
+
+    def __init__(self, lineage: Lineage, task: Task, inputs: tuple[Made, ...]) -> None:
+        self.lineage = lineage
+        self.task = task
+        self.top = list(task.top) if task.top is not None else None
+        self.nested = task.nested
+        self.inputs = inputs
+        self.results = 0  # records of results that name it
+        self.users = 0  # Mades that name it
+        self.size = ENTRY_BYTES + _size(task.payload) + sum(_size(one[2]) for one in _filled(task))
+        self.why = ""  # it cannot run again
+
+    def release(self) -> None:
+        """A result is freed."""
+        self.results -= 1
+        if not self.results and not self.users:
+            self.lineage.forget(self)
+
+
+class Lineage:
+    """All Mades of one process. ``limit``: bytes."""
+
+    def __init__(self, core: Core, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._core = core
+        self._made: dict[int, Made] = {}  # by seq, oldest first
+
+    # -- what is kept --------------------------------------------------------------------------------
+
+    def on_outcome(self, task: Task) -> None:
+        """A task has ended; its results are in their records, its arguments are still held."""
+        stored = [record for record in self._results_of(task) if record.status == STORED]
+        if not stored:
+            return
+        final = _final(task)
+        made = self._made.get(task.seq)
+        if final is None and made is None:
+            made = self._keep(task)
+        for record in stored:
+            if record.made is not None and record.made is not made:
+                record.made.release()
+                record.made = None
+            if record.made is None:
+                record.made = made or final
+                if made is not None:
+                    made.results += 1
+        if self.bytes > self.limit:
+            self._shrink()
+
+    def _keep(self, task: Task) -> Made:
+        inputs: dict[Made, None] = {}
+        for object_id in _argument_ids(task.top, task.nested):
+            seq = self._core.seq_of(object_id)
+            made = None if seq is None else self._made.get(seq)
+            if made is not None:
+                inputs[made] = None
+        made = self._made[task.seq] = Made(self, task, tuple(inputs))
+        for one in inputs:
+            one.users += 1
+        self.bytes += made.size
+        return made
+
+    def _results_of(self, task: Task) -> list[ObjectRecord]:
+        core, n = self._core, task.num_returns
+        if n == STREAMING:
+            stream = task.stream
+            assert stream is not None
+            ids = [core.object_id(task.seq, 2 + i) for i in range(stream.produced)]
+        else:
+            ids = [core.object_id(task.seq, 1 + i) for i in range(1 if n == DYNAMIC else n)]
+        return [core.objects[object_id] for object_id in ids if object_id in core.objects]
+
+    def forget(self, made: Made) -> None:
+        """Nobody needs it, nor perhaps what only it needed. A stack, not recursion: chains may be long."""
+        stack = [made]
+        while stack:
+            made = stack.pop()
+            if self._made.get(made.task.seq) is not made:
+                continue  # it was given up earlier
+            del self._made[made.task.seq]
+            self.bytes -= made.size
+            stack += self._let_go(made)
+
+    @staticmethod
+    def _let_go(made: Made) -> list[Made]:
+        """It needs its inputs no more. Returns those that nobody needs now."""
+        inputs, made.inputs = made.inputs, ()
+        for one in inputs:
+            one.users -= 1
+        return [one for one in inputs if not one.users and not one.results]
+
+    def _shrink(self) -> None:
+        """Too much: give up the oldest. What they made lives on, but cannot be made again."""
+        while self.bytes > self.limit and self._made:
+            made = next(iter(self._made.values()))
+            made.why = f"the lineage of its task was given up, for it is bounded: lineage_bytes={self.limit}"
+            del self._made[made.task.seq]
+            self.bytes -= made.size
+            made.task, made.top, made.nested = _GIVEN_UP, None, ()
+            for one in self._let_go(made):
+                self.forget(one)
+
+    # -- what is lost ----------------------------------------------------------------------------------
+
+    def on_unreadable(self, object_id: bytes, location: Any, reason: str) -> None:
+        """This process cannot read what should lie at ``location``. If the owner is another one: it is told, and
+        asked for the object once more."""
+        core = self._core
+        record = core.objects[object_id]
+        if record.owner is None:
+            self.on_lost(object_id, location, reason)
+        elif record.status == STORED and record.value[0] == location:
+            core.effects.append(("send", record.owner, pack(ObjectLost(object_id, location, reason))))
+            inner, record.contains = record.contains, ()
+            record.status, record.value = PENDING, None
+            for one in inner:
+                core.refs.unhold(one)
+            core.fetch(object_id, record)
+
+    def on_lost(self, object_id: bytes, location: Any, reason: str) -> None:
+        """Owner: no copy of it can be had, says a process that has looked at ``location``."""
+        record = self._core.objects.get(object_id)
+        if record is None or record.owner is not None or record.status != STORED or record.value[0] != location:
+            return  # it is made again already, or was
+        todo: list[Made] = []
+        self._take_back(object_id, record, reason, todo)
+        while todo:
+            self._run_again(todo.pop(), location[0], reason, todo)
+
+    def _take_back(self, object_id: bytes, record: ObjectRecord, reason: str, todo: list[Made]) -> None:
+        """The record of a lost object has no value any more: it waits for its task, or has failed."""
+        inner, record.contains = record.contains, ()
+        record.status, record.value, record.shared = PENDING, None, False
+        made = record.made if record.made is not None else PUT
+        for one in inner:
+            self._core.refs.unhold(one)
+        why = made.why or (_final_why(made.task) if isinstance(made, Made) else "")
+        if why:
+            self._core.complete(object_id, ERROR, ("unmade", object_id, reason, why))
+        else:
+            assert isinstance(made, Made)
+            record.task = made.task
+            todo.append(made)
+
+    def _run_again(self, made: Made, node_id: bytes, reason: str, todo: list[Made]) -> None:
+        core, task = self._core, made.task
+        if task.seq in core.owner.tasks or task.seq in core.calls.tasks or made.why:
+            return
+        ids = [core.object_id(task.seq, 1 + i) for i in range(max(1, task.num_returns))]
+        for object_id in ids:  # its other results were in the same place
+            record = core.objects.get(object_id)
+            if record is not None and _lies_at(record, node_id):
+                self._take_back(object_id, record, reason, [])
+        known = {object_id: value for _, status, value, object_id, _ in _filled(task) if status == INLINE}
+        task.top = None if made.top is None else [(where, self._input(i, known)) for where, i in made.top]
+        task.nested = made.nested
+        missing = self._recall_inputs(task, node_id, reason, todo)
+        if missing is not None:
+            why = f"it is made from object {missing.hex()}, which was freed and cannot be made again"
+            self._fail(task, ids, reason, why)
+            return
+        task.attempt += 1
+        task.retries -= task.retries > 0
+        task.extra = None if task.actor is None else _without_top(task.extra)
+        task.error = None
+        core.submit(task, 0.0, ids)
+
+    def _fail(self, task: Task, ids: list[bytes], reason: str, why: str) -> None:
+        """Those of its results that wait for it cannot be had."""
+        task.top, task.nested = None, ()
+        for object_id in ids:
+            record = self._core.objects.get(object_id)
+            if record is not None and record.status == PENDING:
+                self._core.complete(object_id, ERROR, ("unmade", object_id, reason, why))
+
+    def _input(self, object_id: bytes, known: dict[bytes, Any]) -> bytes:
+        """The id under which a small value is to be had: another one, if the object was freed meanwhile."""
+        value = known.get(object_id)
+        if object_id in self._core.objects or type(value) is not bytes:
+            return object_id
+        again = self._core.object_id(self._core.next_seq(), 0)
+        record = self._core.refs.own(again, local=0)  # until the task holds it
+        record.status, record.value = INLINE, value
+        return again
+
+    def _recall_inputs(self, task: Task, node_id: bytes, reason: str, todo: list[Made]) -> bytes | None:
+        """Let what is lost or freed of its inputs be made again. Returns one for which that cannot be."""
+        core = self._core
+        for object_id in _argument_ids(task.top, task.nested):
+            record = core.objects.get(object_id)
+            if record is not None:
+                if _lies_at(record, node_id):
+                    self._take_back(object_id, record, reason, todo)
+                continue
+            seq = core.seq_of(object_id)
+            made = None if seq is None else self._made.get(seq)
+            if made is None or _final_why(made.task):
+                return object_id
+            record = core.refs.own(object_id, local=0)  # until the task holds it
+            record.task, record.made = made.task, made
+            made.results += 1
+            todo.append(made)
+        return None
+
+    # -- invariants ------------------------------------------------------------------------------------
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if the counts are wrong."""
+        results: dict[Made, int] = {}
+        users: dict[Made, int] = {}
+        for record in self._core.objects.values():
+            if isinstance(record.made, Made):
+                results[record.made] = results.get(record.made, 0) + 1
+        for made in self._made.values():
+            for one in made.inputs:
+                users[one] = users.get(one, 0) + 1
+        for seq, made in self._made.items():
+            assert made.task.seq == seq and not made.why, f"task {seq}: is given up"
+            assert made.results == results.get(made, 0), f"task {seq}: {made.results} results counted"
+            assert made.users == users.get(made, 0), f"task {seq}: {made.users} users counted"
+            assert made.results or made.users, f"task {seq}: nobody needs its lineage"
+        assert self.bytes == sum(made.size for made in self._made.values()), "the sum of sizes is wrong"
+
+
+def _final(task: Task) -> Final | None:
+    """Why the results of that task are not made again; None: they are."""
+    if task.num_returns == STREAMING:
+        return STREAM
+    if task.retries == 0:
+        return NO_RETRIES if task.actor is None else ACTOR
+    return None
+
+
+def _final_why(task: Task) -> str:
+    final = _final(task)
+    return "" if final is None else final.why
+
+
+def _argument_ids(top: list[tuple[Any, bytes]] | None, nested: tuple[bytes, ...]) -> list[bytes]:
+    return [*(object_id for _, object_id in top or ()), *nested]
+
+
+def _filled(task: Task) -> list[tuple[Any, ...]]:
+    """The top-level arguments as they travelled: (where, status, value, id, owner)."""
+    return [] if task.extra is None else task.extra.get("top", [])
+
+
+def _without_top(extra: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if extra is None else {name: value for name, value in extra.items() if name != "top"} or None
+
+
+def _lies_at(record: ObjectRecord, node_id: bytes) -> bool:
+    return record.owner is None and record.status == STORED and record.value[0][0] == node_id
+
+
+def _size(value: Any) -> int:
+    """Bytes of a payload, about."""
+    if type(value) is bytes:
+        return len(value)
+    if type(value) is tuple and len(value) == 3 and type(value[0]) is bytes:
+        return len(value[0]) + sum(map(len, value[1]))
+    return 0
+
+
+_GIVEN_UP = Task(0, "given up", b"", None, 0, 0)
