@@ -514,6 +514,13 @@ class LeaseDecline(Message):
     count: int
 
 
+@message(96)
+class NodeGone(Message):
+    """Node → its processes: that other node counts as dead, even if connections to it seem to stand."""
+
+    node_id: bytes
+
+
 # --- placement groups: GCS ↔ node -----------------------------------------------------------------
 
 

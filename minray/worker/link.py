@@ -40,6 +40,7 @@ from minray.wire.messages import (
     LeaseInfeasible,
     LeaseSpill,
     Message,
+    NodeGone,
     PinForever,
     Ready,
     Reply,
@@ -115,6 +116,7 @@ class Link:
             (LeaseSpill, lambda _c, m: self.core.owner.on_spill(m)),
             (LeaseDecline, lambda c, m: self.core.owner.on_decline(self._node_of(c), m)),
             (Died, self._on_died),
+            (NodeGone, self._on_node_gone),
             (Reply, self._on_reply),
         ]
         for cls, handler in core_calls:
@@ -366,6 +368,13 @@ class Link:
         if not msg.fatal:
             log.warning("minray: %s", msg.text)
         self.core.on_infeasible(msg)
+
+    def _on_node_gone(self, _conn: Connection, msg: NodeGone) -> None:
+        """Its connections end now, and with that all goes its way: the GCS says what became of its processes."""
+        conns = [conn for conn in self._peers.values() if conn.tag is not None and conn.tag[0] == msg.node_id]
+        conns += [conn for node_id, conn in self._nodes.items() if node_id == msg.node_id]
+        for conn in conns:
+            conn.close()
 
     def _on_died(self, _conn: Connection, msg: Died) -> None:
         self.core.on_died(msg, monotonic())

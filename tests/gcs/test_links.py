@@ -198,7 +198,7 @@ def test_a_silent_node_is_lost_and_fenced(world: World) -> None:
 
 
 def test_a_node_of_another_head_is_refused(world: World) -> None:
-    node, link = world.join(1, again=True)
+    _, link = world.join(1, again=True)
     assert link.closed and "another one" in link.take(Fenced)[0].reason
     assert [shown["Alive"] for shown in world.ask("nodes")] == [True]
     _, link = world.join(1)
