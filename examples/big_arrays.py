@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Share a big array among tasks.")
     parser.add_argument("--megabytes", type=int, default=200)
     arguments = parser.parse_args()
-    ray.init(num_cpus=2)
+    ray.init()
 
     columns = 100
     rows = arguments.megabytes * 1_000_000 // 8 // columns

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import minray as ray
 
 
-@ray.remote(_generator_backpressure_num_objects=8)
+@ray.remote(num_cpus=0, _generator_backpressure_num_objects=8)  # it mostly waits
 def odd_numbers(count: int) -> Iterator[int]:
     """Runs at most eight items ahead of whoever reads them."""
     for number in range(count):
@@ -33,7 +33,7 @@ def breaks(after: int) -> Iterator[int]:
 
 
 def main() -> None:
-    ray.init(num_cpus=2)
+    ray.init()
 
     # The first item is here before the last one exists.
     stream = odd_numbers.remote(1000)

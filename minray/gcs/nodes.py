@@ -93,9 +93,14 @@ class NodeTable:
         self._index.put(node_id, node["resources"])
         return [save(TABLE, node_id, (node,))]
 
-    def why_fenced(self, node_id: bytes) -> str | None:
-        """The reason for which a node that wants to join counts as dead; None if it is welcome."""
+    def why_fenced(self, node_id: bytes, again: bool = False) -> str | None:
+        """The reason for which a node that wants to join counts as dead; None if it is welcome.
+
+        ``again``: it says that it has been let in before. If it is a stranger here, that was by another head.
+        """
         node = self._nodes.get(node_id)
+        if node is None and again:
+            return "this head does not know it: it is another one than the one that the node had joined"
         if node is None or node["alive"] or node_id in self._restored:
             return None
         return str(node["death_reason"])
@@ -122,10 +127,9 @@ class NodeTable:
         dead = {**self._nodes.pop(node_id), "alive": False, "death_reason": reason}
         self._nodes[node_id] = dead  # last in the order: the dead are forgotten in the order of their deaths
         effects = [save(TABLE, node_id, (dead,))]
-        corpses = [key for key, node in self._nodes.items() if not node["alive"]]
+        corpses = [key for key, node in self._nodes.items() if not node["alive"] and key not in self._restored]
         for oldest in corpses[: max(0, len(corpses) - self._keep_dead)]:
             del self._nodes[oldest]
-            self._restored.discard(oldest)
             effects.append(save(TABLE, oldest, None))
         return True, effects
 
@@ -283,7 +287,7 @@ class NodeTable:
         assert self._heard.keys() <= living, "a dead node has a deadline"
         assert list(self._heard.values()) == sorted(self._heard.values()), "deadlines are out of order"
         assert self._restored <= self._nodes.keys() - living
-        assert len(self._nodes) - len(living) <= max(self._keep_dead, len(self._restored))
+        assert len(self._nodes) - len(living) - len(self._restored) <= self._keep_dead
 
 
 def sum_resources(parts: Any) -> dict[str, float]:

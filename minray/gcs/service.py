@@ -22,8 +22,9 @@ Requests of core workers (answers, errors by kind):
 * ``nodes()``, ``jobs()``, ``cluster_resources()``, ``available_resources()``: as users see them, in floats
 * ``cluster_status()``: every node with what is free and what waits there, for tools; ``gcs_stats()``: counts
 
-Requests of nodes: ``add_node(info)`` → {heartbeat_s}, ``add_job(info)`` → {job_id, namespace},
-``finish_job(job_id)``, ``job_end(job_id)`` → True as soon as the job's driver is gone, ``leave(reason)``.
+Requests of nodes: ``add_node(info)`` → {heartbeat_s} (``again`` in it: it was in before, and has lost its connection),
+``add_job(info)`` → {job_id, namespace}, ``finish_job(job_id)``, ``job_end(job_id)`` → True as soon as the job's driver
+is gone, ``leave(reason)``.
 
 Invariants: every request gets one reply (but ``leave``: who leaves hears nothing more); a node is never called
 from inside a call of its own; what a node says that counts as dead is ignored.
@@ -165,7 +166,8 @@ class GcsService(GroupRequests):
     def admit_node(self, node_id: bytes, peer: NodePeer, request: Request) -> bool:
         """A node of another machine has connected and says ``add_node``. False: it counts as dead, and is told
         so."""
-        reason = self._nodes.why_fenced(node_id)
+        info = request.args[0] if request.args else None
+        reason = self._nodes.why_fenced(node_id, again=isinstance(info, dict) and bool(info.get("again")))
         if node_id in self._links:  # what was said meanwhile is lost, so nobody can know what it runs
             reason = "its connection to the head was lost"
             self.node_lost(node_id, reason)

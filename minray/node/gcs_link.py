@@ -8,7 +8,8 @@
 Made by ``daemon.py`` for a node whose head is another process. The node speaks through ``send`` and hears through
 ``deliver``, as it does with a GCS in its own process. What it says while there is no connection waits, but for
 its reports, which are stale by then. A head that still runs has declared the node dead when the connection
-broke, and says so (Fenced); one that has come back takes the node in again.
+broke, and says so (Fenced); one that has come back with its tables takes the node in again. Another cluster's head
+at the same address does not: it knows nothing of what runs here.
 
 Invariants: ``add_node`` is the first message on each connection; after LOST nothing is sent, and ``lost`` is
 called once.
@@ -131,6 +132,7 @@ class GcsLink:
             self._give_up(f"the head refuses it: {reply.value[1]}")
             return
         self.joined = self._ever = True
+        self._info = {**self._info, "again": True}  # for a head that is another one by then
         waiting, self._waiting = self._waiting, []
         conn.send_many(waiting)
         self._on_joined(reply.value)

@@ -3,6 +3,7 @@
     NodeService.settle ─▶ look ──(something changed, at most every 0.1 s)──▶ NodeReport ─▶ GCS
     a timer ─────────────(every heartbeat_s)──────────────────────────────▶
     ClusterView of the GCS ─▶ view, and whoever waits for room elsewhere is looked at again
+                              └─(who is gone)─▶ NodeGone ─▶ the processes of this node
 
 Made by node.service in a clustered session only: in one that ``init()`` starts there is none, and thus neither
 a periodic wake-up nor a report. Everything runs on the reactor's thread. Invariant: at most one report is due.
@@ -13,7 +14,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from minray.wire.messages import ClusterView, NodeReport, Resources
+from minray.node.dispatch import STRANGER
+from minray.wire.codec import encode_framed
+from minray.wire.messages import ClusterView, NodeGone, NodeReport, Resources, pack
 from minray.wire.reactor import Timer
 
 if TYPE_CHECKING:
@@ -84,11 +87,21 @@ class Membership:
         node.view.apply(message)
         if node.config.debug:
             node.view.check_invariants()
-        if node.transfers is not None:
-            for node_id in message.gone:
-                node.transfers.node_gone(node_id)
+        for node_id in message.gone:
+            self._gone(node_id)
         node.table.actors.view_changed(node.now())
         node.do(node.table.view_changed(node.now()))
+
+
+    def _gone(self, node_id: bytes) -> None:
+        """A machine that froze or was cut off closes no connection: who waits for it has to be told."""
+        node = self._node
+        if node.transfers is not None:
+            node.transfers.node_gone(node_id)
+        frame = encode_framed(pack(NodeGone(node_id)))
+        for peer in node.peers.values():
+            if peer.number != STRANGER:
+                peer.conn.send_frame(frame)
 
 
 def load_of(queue: DemandQueue) -> int:

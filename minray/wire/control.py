@@ -1,6 +1,7 @@
 """What a control message is: a frozen slotted class with a tag, and a tuple on the wire.
 
-``messages`` defines them all; nothing else registers any. Invariant: a tag has one class, for ever.
+``messages`` and ``cluster_messages`` define them all; nothing else registers any. Invariant: a tag has one class, for
+ever.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ else:
     def dataclass_transform(**_):
         return lambda decorator: decorator
 
+
+Address = tuple[bytes, bytes, str]
+Location = tuple[bytes, int, int, int]
+Resources = dict[str, int]
 
 _REGISTRY: dict[int, type[Message]] = {}
 _FIELDS: dict[int, tuple[str, ...]] = {}

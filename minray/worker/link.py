@@ -40,6 +40,7 @@ from minray.wire.messages import (
     LeaseInfeasible,
     LeaseSpill,
     Message,
+    NodeGone,
     ObjectLost,
     PinForever,
     Ready,
@@ -117,6 +118,7 @@ class Link:
             (LeaseDecline, lambda c, m: self.core.owner.on_decline(self._node_of(c), m)),
             (Died, self._on_died),
             (ObjectLost, self._on_object_lost),
+            (NodeGone, self._on_node_gone),
             (Reply, self._on_reply),
         ]
         for cls, handler in core_calls:
@@ -372,6 +374,12 @@ class Link:
     def _on_object_lost(self, _conn: Connection, msg: ObjectLost) -> None:
         if self.core.lineage is not None:
             self.core.lineage.on_lost(msg.object_id, msg.location, msg.reason)
+    def _on_node_gone(self, _conn: Connection, msg: NodeGone) -> None:
+        """Its connections end now, and with that all goes its way: the GCS says what became of its processes."""
+        conns = [conn for conn in self._peers.values() if conn.tag is not None and conn.tag[0] == msg.node_id]
+        conns += [conn for node_id, conn in self._nodes.items() if node_id == msg.node_id]
+        for conn in conns:
+            conn.close()
 
     def _on_died(self, _conn: Connection, msg: Died) -> None:
         self.core.on_died(msg, monotonic())

@@ -12,7 +12,7 @@ import pytest
 
 import minray as ray
 from minray._base.process import is_alive
-from minray.exceptions import ActorDiedError, OwnerDiedError
+from minray.exceptions import ActorDiedError, OwnerDiedError, WorkerCrashedError
 from tests.cluster.conftest import QUICK, alive, ask_node, eventually
 
 
@@ -118,6 +118,50 @@ def test_a_node_that_is_stopped_for_too_long_is_fenced_when_it_goes_on(make_clus
         os.kill(node.daemon_pid, signal.SIGCONT)
     eventually(lambda: not node.alive(), "it ends by itself")
     assert "the head counts it as dead: it has not reported for 1.5 s" in node.explain_end()
+    leaves_nothing(node)
+
+
+@ray.remote(num_cpus=0)
+class Spot:
+    def __init__(self):
+        self.nodes = []
+
+    def came(self, node):
+        self.nodes.append(node)
+
+    def all(self):
+        return self.nodes
+
+
+@ray.remote(resources={"b": 1})
+def visits(spot):
+    spot.came.remote(ray.get_runtime_context().get_node_id())
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("retries", [False, True])
+def test_a_task_on_a_machine_that_freezes(make_cluster, retries):
+    """No connection ends: who waits hears of it through the head."""
+    cluster = make_cluster({"resources": {"b": 1}}, {} if not retries else {"resources": {"b": 1}})
+    cluster.connect()
+    spot = Spot.options(resources={"node:__internal_head__": 0.001}).remote()
+    task = visits.options(max_retries=3 * retries).remote(spot)
+    first = eventually(lambda: ray.get(spot.all.remote()), "it runs")[0]
+    (node,) = [node for node in cluster.worker_nodes if node.node_id == first]
+    frozen = processes_of(node)
+    assert len(frozen) > 2  # daemon, zygote, worker
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        if retries:
+            second = eventually(lambda: ray.get(spot.all.remote())[1:], "it runs again")[0]
+            assert second != first and ray.wait([task], timeout=0)[0] == []
+        else:
+            with pytest.raises(WorkerCrashedError, match=f"its node {first[:8]} was lost: it has not reported"):
+                ray.get(task, timeout=20)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
     leaves_nothing(node)
 
 

@@ -197,6 +197,14 @@ def test_a_silent_node_is_lost_and_fenced(world: World) -> None:
     assert late.closed and "8 s" in late.take(Fenced)[0].reason
 
 
+def test_a_node_of_another_head_is_refused(world: World) -> None:
+    _, link = world.join(1, again=True)
+    assert link.closed and "another one" in link.take(Fenced)[0].reason
+    assert [shown["Alive"] for shown in world.ask("nodes")] == [True]
+    _, link = world.join(1)
+    assert not link.closed
+
+
 def test_a_head_that_slept_blames_nobody(world: World) -> None:
     _, link = world.join(1)
     world.clock.pass_time(1.0)

@@ -143,6 +143,25 @@ def test_of_an_earlier_life_only_the_living_may_return() -> None:
     again.check_invariants()
 
 
+def test_who_was_let_in_by_another_head_is_no_node_of_this_one() -> None:
+    table = table_of(1)
+    assert table.why_fenced(name(7)) is None and "does not know it" in str(table.why_fenced(name(7), again=True))
+    assert table.why_fenced(name(0), again=True) is None
+
+
+def test_those_who_may_return_are_not_forgotten() -> None:
+    table = table_of(5)
+    rows = [(node_id, (row,)) for node_id, row in table._nodes.items()]
+    again = NodeTable(keep_dead=2)
+    again.restore(rows)
+    for number in range(10, 14):
+        again.add({"node_id": name(number)}, now=1.0)
+        again.lost(name(number), "gone")
+        again.check_invariants()
+    assert all(again.why_fenced(name(number), again=True) is None for number in range(5))
+    assert again.why_fenced(name(13)) == "gone" and again.why_fenced(name(10)) is None
+
+
 def test_deadlines() -> None:
     table = table_of(3)
     assert table.next_deadline(10.0) is None and table.overdue(1e9, 10.0) == []

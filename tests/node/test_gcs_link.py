@@ -132,6 +132,7 @@ def test_a_lost_connection_is_found_again(head: Head, node: Node) -> None:
     head.conns[0].close()
     wait_for(lambda: len(node.joined) == 2)
     assert requests(head) == ["add_node", "add_node"] and node.lost == []
+    assert [message.args for message in head.got] == [(INFO,), ({**INFO, "again": True},)]
 
 
 def test_a_head_that_counts_it_as_dead_says_so_when_it_comes_back(head: Head, node: Node) -> None:

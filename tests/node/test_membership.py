@@ -17,6 +17,7 @@ from minray.wire.messages import (
     Died,
     Introduce,
     LeaseGrant,
+    NodeGone,
     NodeReport,
     Registered,
     Reply,
@@ -101,6 +102,17 @@ def test_the_view(bench: Clustered) -> None:
     assert "CPU: 8" in bench.node.view.describe_totals()
     bench.do(lambda: bench.node.on_gcs(ClusterView([], [OTHER])))
     assert not bench.node.view.nodes
+
+
+def test_the_processes_of_a_node_hear_who_is_gone(bench: Clustered) -> None:
+    driver = bench.driver()
+    driver.take(Registered)
+    driver.send(demand())
+    worker = bench.worker(1)
+    worker.take(Registered)
+    bench.do(lambda: bench.node.on_gcs(news()))
+    bench.do(lambda: bench.node.on_gcs(ClusterView([], [OTHER])))
+    assert driver.take(NodeGone) == worker.take(NodeGone) == NodeGone(OTHER)
 
 
 def test_a_death_on_another_node(bench: Clustered) -> None:
