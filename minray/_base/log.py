@@ -36,3 +36,29 @@ def error(text: str, *args: Any) -> None:
 def exception(text: str, *args: Any) -> None:
     """Something has failed with the exception that is being handled."""
     _log("exception", text, args)
+
+
+class LogBudget:
+    """So many lines at once, then one per period: a flood must not fill the disk. Pure."""
+
+    __slots__ = ("_credit", "_seen", "_untold")
+
+    LINES = 5.0
+    PERIOD_S = 10.0
+
+    def __init__(self) -> None:
+        self._credit = self.LINES
+        self._seen = 0.0
+        self._untold = 0
+
+    def take(self, now: float) -> int | None:
+        """None: no line now. Else how many there were without one since the last line."""
+        if self._seen:
+            self._credit = min(self.LINES, self._credit + (now - self._seen) / self.PERIOD_S)
+        self._seen = now
+        if self._credit < 1.0:
+            self._untold += 1
+            return None
+        self._credit -= 1.0
+        untold, self._untold = self._untold, 0
+        return untold

@@ -110,6 +110,7 @@ class GcsService(GroupRequests):
         self._reactor = reactor
         self._tables = tables
         self._wall = wall
+        self._now = now
         self._available = available
         self._config = config or Config()
         self._kv = KvTable()
@@ -125,6 +126,7 @@ class GcsService(GroupRequests):
         self._numbers: dict[Peer, int] = {}  # connections that asked something
         self._peers: dict[int, Deliver] = {}
         self._next_number = 1
+        self._refusals = log.LogBudget()
         self._outbox: list[tuple[Deliver, Message]] = []
         self._flush_due = self._commit_due = self._ending = False
         self._kv.restore(tables.load(kv.TABLE))
@@ -278,7 +280,14 @@ class GcsService(GroupRequests):
             return Reply(request.request_id, False, ("RaySystemError", text))
 
     def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
-        answer, effects = self._actors.create(spec, number)
+        try:
+            answer, effects = self._actors.create(spec, number)
+        except ActorError as error:
+            untold = self._refusals.take(self._now())
+            if untold is not None:
+                more = f" ({untold} more such refusals since the last line)" if untold else ""
+                log.warning("refused an actor of job %s: %s%s", spec.get("job_id", b"").hex(), error, more)
+            raise
         self._do(effects)
         return answer
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from minray._base.log import LogBudget
 from minray.wire import secret, transports
 from minray.wire.auth import ServerHandshake
 from minray.wire.core import Core, log_exception, log_warning
@@ -213,29 +214,3 @@ class Listener:
         self._open = False
         with contextlib.suppress(OSError):
             os.close(self._sock.detach())
-
-
-class LogBudget:
-    """So many lines at once, then one per period: a flood must not fill the disk. Pure."""
-
-    __slots__ = ("_credit", "_seen", "_untold")
-
-    LINES = 5.0
-    PERIOD_S = 10.0
-
-    def __init__(self) -> None:
-        self._credit = self.LINES
-        self._seen = 0.0
-        self._untold = 0
-
-    def take(self, now: float) -> int | None:
-        """None: no line now. Else how many there were without one since the last line."""
-        if self._seen:
-            self._credit = min(self.LINES, self._credit + (now - self._seen) / self.PERIOD_S)
-        self._seen = now
-        if self._credit < 1.0:
-            self._untold += 1
-            return None
-        self._credit -= 1.0
-        untold, self._untold = self._untold, 0
-        return untold

@@ -13,6 +13,7 @@ import pytest
 import minray as ray
 from minray.cluster_utils import Cluster
 from minray.worker.tool import Tool
+from tests.cluster.shell import Shell
 from tests.e2e.support import Driver
 
 QUICK = {"heartbeat_s": 0.2, "node_timeout_s": 1.5, "gcs_reconnect_s": 0.5, "prestart": False}
@@ -69,6 +70,14 @@ def drive(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     yield start
     for driver in drivers:
         driver.end()
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    """A user's machine for commands."""
+    made = Shell()
+    yield made
+    made.close()
 
 
 def ask_node(cluster: Cluster, node: Any, method: str, *args: Any) -> Any:

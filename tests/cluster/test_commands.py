@@ -1,127 +1,17 @@
-"""The commands of a cluster as a user types them, with real processes: from the first start to the last stop.
-
-A ``Shell`` is one user's machine: a folder of sessions of its own, and a mark in the environment by which everything
-that its commands have started is found again.
-"""
+"""The commands of a cluster as a user types them, with real processes: from the first start to the last stop."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from minray.worker.addresses import here_towards
-from minray.worker.session_folder import SessionInfo
 from tests.cluster.conftest import eventually
-from tests.e2e.support import MARK, ROOT, _marked, session_dir_prefix
-
-LIMIT_S = 60.0
-SQUARES = """
-import minray as ray
-
-@ray.remote
-def square(x):
-    return x * x
-
-@ray.remote
-class Counter:
-    def __init__(self):
-        self.n = 0
-    def add(self, n):
-        self.n += n
-        return self.n
-
-ray.init(ADDRESS)
-counter = Counter.remote()
-print(ray.get([square.remote(i) for i in range(20)]), ray.get([counter.add.remote(i) for i in range(5)]))
-ray.shutdown()
-"""
-
-
-class Shell:
-    def __init__(self) -> None:
-        self.mark = uuid.uuid4().hex
-        self.root = Path(tempfile.mkdtemp(prefix="mrt-"))
-        self.prefixes: set[str] = set()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MINRAY_")}
-        self.env = {**kept, "PYTHONPATH": str(ROOT), "MINRAY_TEMP_DIR": str(self.root), MARK: self.mark}
-
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        pipe: Any = subprocess.PIPE
-        return subprocess.Popen(
-            [sys.executable, *words], text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe,
-            env={**self.env, **env}, cwd=self.root.parent,
-        )  # fmt: skip
-
-    def run(self, *words: str, code: int = 0, **env: str) -> str:
-        """What a Python program writes (both ways), after it has ended with ``code``."""
-        process = self.start(*words, **env)
-        try:
-            out, err = process.communicate(timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise AssertionError(f"{words} hangs: {process.communicate()}") from None
-        self.prefixes |= {session_dir_prefix(path) for path in self.sessions()}
-        assert process.returncode == code, f"{words}: {process.returncode}\n{out}\n{err}"
-        return out + err
-
-    def minray(self, *words: str, code: int = 0, **env: str) -> str:
-        return self.run("-m", "minray.cli.main", *words, code=code, **env)
-
-    def head(self, *words: str) -> str:
-        """Start a head; its address."""
-        text = self.minray("start", "--head", "--num-cpus=2", *words)
-        return text.split("cluster at ")[1].split(" ")[0]
-
-    def driver(self, program: str, **env: str) -> str:
-        return self.run("-c", program, **env)
-
-    def sessions(self) -> list[str]:
-        return [str(path) for path in self.root.glob("s_*")]
-
-    def info(self, address: str) -> SessionInfo:
-        """The record of the head."""
-        found = [SessionInfo.read(path) for path in self.sessions()]
-        (info,) = [info for info in found if info is not None and info.is_head and info.gcs == f"tcp:{address}"]
-        return info
-
-    def token(self, text: str = "0123456789abcdef") -> str:
-        path = self.root / f"token-{text[:6]}"
-        path.write_text(text)
-        path.chmod(0o600)
-        return str(path)
-
-    def left(self) -> list[str]:
-        shm = Path("/dev/shm")
-        segments = list(shm.iterdir()) if shm.is_dir() else []
-        return [
-            *(f"process {process.pid}" for process in _marked(self.mark)),
-            *(str(path) for path in self.root.iterdir() if not path.name.startswith("token-")),
-            *(str(path) for path in segments if any(prefix in path.name for prefix in self.prefixes)),
-        ]
-
-    def leaves_nothing(self) -> None:
-        eventually(lambda: not self.left(), f"nothing is left of {self.left()}", limit=5.0)
-
-
-@pytest.fixture
-def shell() -> Iterator[Shell]:
-    made = Shell()
-    yield made
-    for process in _marked(made.mark):
-        process.kill()
-    shutil.rmtree(made.root, ignore_errors=True)
-
+from tests.cluster.shell import LIMIT_S, SQUARES
+from tests.e2e.support import ROOT
 
 # --- the three commands -----------------------------------------------------------------------------------
 
@@ -284,70 +174,6 @@ def test_a_cluster_that_hangs_is_told_from_one_that_answers(shell):
     text = shell.run("-c", 'import minray as ray; ray.init(address="auto")', code=1)
     assert "ConnectionError" in text and "minray stop" in text
     assert "SIGKILL" in shell.minray("stop", "--grace-period=0")
-    shell.leaves_nothing()
-
-
-# --- what cannot be -----------------------------------------------------------------------------------------
-
-
-def test_a_wrong_token(shell):
-    address = shell.head(f"--token-file={shell.token()}")
-    wrong = shell.token("f" * 32)
-    text = shell.minray("start", f"--address={address}", f"--token-file={wrong}", code=1)
-    assert address in text and "wrong token" in text and "MINRAY_TOKEN_FILE" in text
-    assert "wrong token" in Path(shell.info(address).folder, "logs", "daemon.log").read_text()
-    assert "1 node" in shell.minray("health-check")
-    assert len(shell.sessions()) == 1
-    right = (shell.root / "token-012345").read_text()
-    shell.minray("start", f"--address={address}", MINRAY_TOKEN=right)
-    assert "2 alive" in shell.minray("status")
-    shell.minray("stop")
-    shell.leaves_nothing()
-
-
-def test_another_version(shell):
-    script = """
-import sys
-from minray.wire import auth
-real = auth.ClientHandshake.__init__
-def other(self, token, **more):
-    real(self, token, protocol=auth.PROTOCOL_VERSION + 1, **more)
-auth.ClientHandshake.__init__ = other
-from minray.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-    address = shell.head()
-    token = shell.info(address).token_path
-    text = shell.run("-c", script, "start", f"--address={address}", f"--token-file={token}", code=1)
-    assert "protocol versions differ" in text and "install the same minray" in text
-    assert "versions differ" in Path(shell.info(address).folder, "logs", "daemon.log").read_text()
-    shell.minray("stop")
-    shell.leaves_nothing()
-
-
-def test_a_port_in_use(shell):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        text = shell.minray("start", "--head", f"--port={port}", code=1)
-    assert f"127.0.0.1:{port}" in text and "in use" in text and "another port" in text
-    shell.leaves_nothing()
-
-
-def test_a_head_that_is_not_there(shell):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    text = shell.minray("start", f"--address={address}", f"--token-file={shell.token()}", code=1)
-    assert address in text and "refused" in text and "minray status" in text
-    for command in ("status", "health-check"):
-        assert address in shell.minray(command, f"--address={address}", f"--token-file={shell.token()}", code=1)
-    shell.leaves_nothing()
-
-
-def test_somebody_else_listens_there(shell):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        text = shell.minray("start", f"--address={address}", f"--token-file={shell.token()}", code=1)
-    assert address in text and "minray start: no cluster answers" in text
     shell.leaves_nothing()
 
 

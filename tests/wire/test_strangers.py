@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from minray._base.log import LogBudget
 from minray.wire import listener as listener_module
 from minray.wire import transports
 from minray.wire.auth import EARLY_READ, MAGIC, ClientHandshake
@@ -21,7 +22,7 @@ from minray.wire.codec import encode
 from minray.wire.connection import HELLO_MAX
 from minray.wire.errors import ConnectionLost, ProtocolError, WrongToken
 from minray.wire.framing import encode_frame
-from minray.wire.listener import MAX_STRANGERS, Listener, LogBudget
+from minray.wire.listener import MAX_STRANGERS, Listener
 from minray.wire.messages import pack
 from minray.wire.reactor import Connection, Reactor, Waiter
 from tests.wire.support import LONG, TOKEN, Echo, Recorder, hello, served, spin_until
