@@ -22,7 +22,7 @@ from minray._base.config import Config
 from minray._base.process import is_alive
 from minray.exceptions import RaySystemError
 from minray.store.remains import remove_session
-from minray.wire.errors import HandshakeError, WireError, WrongToken
+from minray.wire.errors import HandshakeError, Misfit, WireError
 from minray.wire.secret import token_of
 from minray.wire.transports import is_loopback
 from minray.worker import addresses
@@ -49,6 +49,7 @@ class Access:
 
     address: str  # numeric host:port
     token: bytes
+    tls: tuple[str, str, str] | None = None  # see Config.tls
 
 
 def settings(**said: Any) -> Config:
@@ -88,12 +89,13 @@ def start_node(
         gcs = None
     else:
         access = _access_to_join(config, addresses.numeric(address))
+        config = config.with_tls(access.tls)
         place = {"host": _host_of_node(host, access.address), "port": port}
         ask(config, access, "gcs_stats")  # a wrong address or token is told here, before anything starts
         gcs = {"endpoint": f"tcp:{access.address}", "token": access.token}
     started = launch(config, node, stays=stays, cluster=place, gcs=gcs)
     try:
-        head = access or Access(started.info.gcs.removeprefix("tcp:"), started.token)
+        head = access or Access(started.info.gcs.removeprefix("tcp:"), started.token, config.tls)
         _await_joined(config, started, head)
         addresses.write_latest(config, head.address)
     except BaseException:
@@ -146,16 +148,18 @@ def _number(host: str | None) -> str:
 
 
 def _access_to_join(config: Config, address: str) -> Access:
-    token = token_of(config)
+    token, tls = token_of(config), config.tls
+    here = addresses.nodes_here(config, address)
+    if tls is None and here:
+        tls = here[0].tls
     if token is None:
-        here = addresses.nodes_here(config, address)
         if not here:
             raise ClusterError(
                 f"joining {address} needs the token of that cluster: copy the file that `minray start --head` has "
                 "named, and set MINRAY_TOKEN_FILE (or --token-file) to your copy, of mode 0600"
             )
         token = here[0].token()
-    return Access(address, token)
+    return Access(address, token, tls)
 
 
 def _await_joined(config: Config, started: LocalCluster, head: Access) -> None:
@@ -194,7 +198,7 @@ def access_to(config: Config, said: str | None) -> Access:
             f"the cluster at {address} has no node of yours on this machine, so its token is not known here: set "
             f"MINRAY_TOKEN_FILE to a copy of its token, or {addresses.START}"
         )
-    return Access(address, token)
+    return Access(address, token, here[0].tls if here else config.tls)
 
 
 def the_cluster(config: Config, said: str | None) -> str:
@@ -228,14 +232,14 @@ def ask(config: Config, access: Access, method: str, *args: Any) -> Any:
 
 
 def _tool(config: Config, access: Access) -> Tool:
-    return Tool(config, f"tcp:{access.address}", access.token)
+    return Tool(config.with_tls(access.tls), f"tcp:{access.address}", access.token)
 
 
 def _explain(address: str, error: Exception) -> str:
     cause = error.__cause__
     text = f"no cluster answers at {address}: {error}"
-    if isinstance(cause, WrongToken):
-        return f"the head at {address} has refused this machine: {error}"
+    if isinstance(cause, Misfit):
+        return f"the head at {address} and this machine do not come together: {error}"
     if isinstance(cause, HandshakeError):
         return f"{text}. Is this the address that `minray start --head` has printed?"
     return f"{text}. Does its head run (`minray status` there), and does a firewall let this port through?"
@@ -269,7 +273,7 @@ def stop_nodes(config: Config, address: str, *, force: bool = False, grace_s: fl
 
 def _asked_to_end(config: Config, info: SessionInfo) -> bool:
     try:
-        with Tool(config, info.endpoint, info.token()) as tool:
+        with Tool(config.with_tls(info.tls), info.endpoint, info.token()) as tool:
             tool.ask(END_SESSION, timeout=1.0)
     except (OSError, RaySystemError, WireError):  # it hangs, or is about to end: signals will tell
         return False

@@ -364,9 +364,7 @@ class Daemon:
         self._driver: tuple[int, float] | None = boot["driver"]
         self._ending = False
         self.last_resort: Callable[[int], Any] = lambda seconds: None  # ends this process after that time
-        self.reactor = Reactor(
-            token=boot["token"], max_frame=self.config.max_frame, spin_us=0, background=False, name="daemon"
-        )
+        self.reactor = Reactor.configured(self.config, token=boot["token"], background=False, name="daemon")
         self.node_id: bytes = boot["node_id"]
         self.gcs: Gcs = HeadGcs(self) if boot["gcs"] is None else RemoteGcs(self)
         self.node: Any = make_node(self)

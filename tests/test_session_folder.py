@@ -86,6 +86,14 @@ def test_a_new_session(tmp_path: Path) -> None:
     assert SessionInfo.read(str(tmp_path)) is None
 
 
+def test_a_record_keeps_any_path_of_tls(tmp_path: Path) -> None:
+    made = make_session(str(tmp_path), own_identity(), b"secret")
+    assert made.tls is None
+    odd = replace(made, tls=("/a b/c.pem", os.fsdecode(b"/\xff\n.key"), "/ä\u2028.pem"))
+    odd.write()
+    assert SessionInfo.read(made.folder) == odd
+
+
 def test_a_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
     root = str(tmp_path)
     living = [

@@ -182,14 +182,23 @@ class Config:
         for name, other in (("token", "token_file"), ("token_file", "token")):
             if overrides.get(name) is not None and overrides.get(other) is None:
                 values.pop(other, None)  # said by the caller: it beats the environment in either form
-        for name in _FILES:
-            if isinstance(values.get(name), str):
-                values[name] = os.path.abspath(os.path.expanduser(values[name]))
-        return cls(**values)
+        return cls(**_with_absolute_files(values))
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some settings changed."""
-        return replace(self, **changes)
+        return replace(self, **_with_absolute_files(changes))
+
+    @property
+    def tls(self) -> tuple[str, str, str] | None:
+        """The files of TLS: this machine's certificate, its key, the authority. None: there is no TLS."""
+        if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
+            return None
+        return (self.tls_cert, self.tls_key, self.tls_ca)
+
+    def with_tls(self, files: tuple[str, str, str] | None) -> Config:
+        """A copy with these files, in the order of ``tls``, or without TLS."""
+        cert, key, ca = files or (None, None, None)
+        return self.replace(tls_cert=cert, tls_key=key, tls_ca=ca)
 
     def to_dict(self) -> dict[str, Any]:
         """Built-in values only, for another process's ``from_dict``."""
@@ -209,6 +218,14 @@ class Config:
         getuid = getattr(os, "getuid", None)
         user = str(getuid()) if getuid is not None else os.environ.get("USERNAME", "user")
         return os.path.join(tempfile.gettempdir(), f"minray-{user}")
+
+
+def _with_absolute_files(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(values)
+    for name in _FILES:
+        if isinstance(found.get(name), str):
+            found[name] = os.path.abspath(os.path.expanduser(found[name]))
+    return found
 
 
 def setting_names() -> list[str]:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from minray._base.config import Config
 
 
+_SETTINGS = ("temp_dir", "token_file", "tls_cert", "tls_key", "tls_ca")
+
+
 def add_which(parser: argparse.ArgumentParser) -> None:
     """``--address`` and ``--temp-dir``."""
     parser.add_argument(
@@ -33,11 +36,19 @@ def add_token_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """``--tls-cert``, ``--tls-key``, ``--tls-ca``."""
+    add = parser.add_argument
+    add("--tls-cert", metavar="FILE", help="TLS: this machine's certificate (PEM), as MINRAY_TLS_CERT says it")
+    add("--tls-key", metavar="FILE", help="its key, as MINRAY_TLS_KEY says it")
+    add("--tls-ca", metavar="FILE", help="the authority of the cluster's certificates, as MINRAY_TLS_CA says it")
+
+
 def settings(arguments: argparse.Namespace) -> Config:
     """The environment's, and what these options say. Raises ClusterError."""
     from minray import clusters
 
-    said = {name: getattr(arguments, name, None) for name in ("temp_dir", "token_file")}
+    said = {name: getattr(arguments, name, None) for name in _SETTINGS}
     return clusters.settings(**said)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from minray.cli.common import add_token_file, add_which, guarded, settings
+from minray.cli.common import add_tls, add_token_file, add_which, guarded, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_which(parser)
     add_token_file(parser)
+    add_tls(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

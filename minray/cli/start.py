@@ -18,7 +18,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from minray.cli.common import add_temp_dir, add_token_file, guarded, settings
+from minray.cli.common import add_temp_dir, add_tls, add_token_file, guarded, settings
 
 if TYPE_CHECKING:
     from minray.worker.launch import LocalCluster
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block", action="store_true", help="stay, and end the node with this command")
     add_temp_dir(parser)
     add_token_file(parser)
+    add_tls(parser)
 
 
 def _port(text: str) -> int:
@@ -123,7 +124,7 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
     init = f', _temp_dir="{os.path.abspath(arguments.temp_dir)}"' if arguments.temp_dir else ""
     if info.is_head:
         lines = [f"This machine is the head of a cluster at {address} (node {info.node_id[:8]}, {info.folder})."]
-        lines += ["", *_join_lines(address, info.token_path)]
+        lines += ["", *_join_lines(address, info.token_path, info.tls)]
     else:
         lines = [f"This machine has joined the cluster at {address}: node {info.node_id[:8]} at {here}, {info.folder}."]
     return [
@@ -137,7 +138,7 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
     ]
 
 
-def _join_lines(address: str, token: str) -> list[str]:
+def _join_lines(address: str, token: str, tls: tuple[str, str, str] | None) -> list[str]:
     host = address.rpartition(":")[0]
     if host.startswith("127.") or host == "[::1]":
         return [
@@ -145,10 +146,12 @@ def _join_lines(address: str, token: str) -> list[str]:
             "Another node on this machine:",
             f"  MINRAY_TOKEN_FILE={shlex.quote(token)} minray start --address={address}",
         ]
+    with_tls = " --tls-cert=FILE --tls-key=FILE --tls-ca=FILE" if tls is not None else ""
     return [
         "On each other machine, with the cluster's token (a secret: only you may read it, mode 0600):",
         f"  scp {host}:{shlex.quote(token)} minray.token",
-        f"  MINRAY_TOKEN_FILE=minray.token minray start --address={address} --host=auto",
+        f"  MINRAY_TOKEN_FILE=minray.token minray start --address={address} --host=auto{with_tls}",
+        *([f"  (FILEs: a certificate for it of the authority in {tls[2]}, its key, that authority)"] if tls else []),
     ]
 
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minray.cli.common import add_token_file, add_which, guarded, settings
+from minray.cli.common import add_tls, add_token_file, add_which, guarded, settings
 
 HEAD_MARK = "node:__internal_head__"
 GIB = 1024.0**3
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_which(parser)
     add_token_file(parser)
+    add_tls(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable
 from struct import Struct
 
-from minray.wire.errors import HandshakeError, WrongToken
+from minray.wire.errors import HandshakeError, Misfit, WrongToken
 
 MAGIC = b"\x93minray\n"
 PROTOCOL_VERSION = 1
@@ -98,22 +98,24 @@ class _Handshake:
         start = self._buffer[: len(MAGIC)]
         if not MAGIC.startswith(start):
             if start[0] == TLS_FIRST:
-                raise self._fail(WE_LACK_TLS)
+                raise self._fail(WE_LACK_TLS, Misfit)
             raise self._fail(f"the peer does not speak minray's protocol: it began with {start!r}")
 
     def _check_versions(self, header: bytes) -> None:
         _, protocol, major, minor, _ = _HEADER.unpack(header)
         if protocol == TLS_ONLY and isinstance(self, ClientHandshake):
-            raise self._fail(WE_LACK_TLS)
+            raise self._fail(WE_LACK_TLS, Misfit)
         if protocol != self._protocol:
             raise self._fail(
                 f"protocol versions differ: this side speaks {self._protocol}, the peer {protocol}; "
-                "install the same minray on both"
+                "install the same minray on both",
+                Misfit,
             )
         if (major, minor) != self._python:
             raise self._fail(
                 f"Python versions differ: this side runs {self._python[0]}.{self._python[1]}, the peer "
-                f"{major}.{minor}; use the same Python on both"
+                f"{major}.{minor}; use the same Python on both",
+                Misfit,
             )
 
     def _proof(self, role: bytes, client: bytes, server: bytes) -> bytes:

@@ -27,7 +27,7 @@ from minray.wire import transports
 from minray.wire.auth import EARLY_READ, ClientHandshake, ServerHandshake
 from minray.wire.codec import decode, decode_foreign, encode, encode_framed
 from minray.wire.core import Core, Timer, log_exception
-from minray.wire.errors import ConnectionLost, HandshakeError, ProtocolError, WireError
+from minray.wire.errors import ConnectionLost, HandshakeError, Misfit, ProtocolError, TlsLost, WireError
 from minray.wire.framing import HEADER, FrameDecoder, encode_frame, split_first
 from minray.wire.messages import Hello, pack, unpack
 from minray.wire.poller import IN, OUT, READABLE
@@ -412,7 +412,8 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
-            self._lose(ConnectionLost(f"{self.peer} is gone: {error}"))
+            refused = isinstance(error, TlsLost) and self._handshake is not None  # an alert of the other side
+            self._lose(Misfit(str(error)) if refused else ConnectionLost(f"{self.peer} is gone: {error}"))
             return None
         if not count:
             during = " during the handshake" if self._handshake is not None else ""
@@ -502,6 +503,8 @@ class Connection:
         sock = self._sock
         if self.closed or sock is None or not self._writer.idle or self._decoder.pending:
             raise ProtocolError(f"{self!r} is not at rest: its socket cannot be taken over")
+        if self._tls is not None:
+            self._tls.reads_alone = True
         self.closed = self._gone = True
         self._writer.drop()
         self._core.unregister(sock.fileno())

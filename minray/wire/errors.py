@@ -15,8 +15,17 @@ class HandshakeError(WireError):
     """The two sides cannot come together: wrong token, another version, garbage, or no end of it in time."""
 
 
-class WrongToken(HandshakeError):
+class Misfit(HandshakeError):
+    """The other side is minray, but not one for us: wrong token, another version, TLS on one side only, certificates
+    of different authorities. Trying again is in vain."""
+
+
+class WrongToken(Misfit):
     """The other side does not know this cluster's token."""
+
+
+class TlsLost(OSError):
+    """TLS ended a connection, for the reason in the text."""
 
 
 class ConnectionLost(WireError):

@@ -118,9 +118,7 @@ class Reactor:
     @classmethod
     def configured(cls, config: Config, *, token: bytes, spin_us: int = 0, background: bool, name: str) -> Reactor:
         """One as the session's settings want it."""
-        files = config.tls_cert, config.tls_key, config.tls_ca
-        tls = None if None in files else files
-        limits: dict[str, Any] = {"max_frame": config.max_frame, "handshake_s": config.handshake_s, "tls": tls}
+        limits: dict[str, Any] = {"max_frame": config.max_frame, "handshake_s": config.handshake_s, "tls": config.tls}
         return cls(token=token, spin_us=spin_us, background=background, name=name, **limits)
 
     # --- connections (any thread)

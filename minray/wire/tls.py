@@ -28,20 +28,18 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from minray.wire.auth import MAGIC, THEY_LACK_TLS, refusal_without_tls
-from minray.wire.errors import HandshakeError, WireError
+from minray.wire.errors import HandshakeError, Misfit, TlsLost, WireError
 from minray.wire.poller import IN, OUT
 
 CHUNK = 64 * 1024
 EARLY_CHUNK = 16 * 1024  # of strangers
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+_CERTIFICATES = ("the other side's certificate is refused", "the other side refuses this side's certificate")
+_SAME_AUTHORITY = "MINRAY_TLS_CA has to name, on both sides, the authority that has signed MINRAY_TLS_CERT of the other"
 
 
 class TlsFileError(WireError, ValueError):
     """A certificate, key or authority that cannot be used."""
-
-
-class TlsLost(OSError):
-    """TLS ended a connection, for the reason in the text."""
 
 
 class Tls:
@@ -89,10 +87,10 @@ def _no_password() -> NoReturn:
 def _reason(error: Exception) -> str:
     """What OpenSSL means, without its file names and line numbers."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the other side's certificate is refused: {error.verify_message}"
+        return f"{_CERTIFICATES[0]}: {error.verify_message}. {_SAME_AUTHORITY}"
     reason = str(getattr(error, "reason", None) or error).replace("_", " ").lower()
     if "alert" in reason and ("certificate" in reason or "unknown ca" in reason):
-        return f"the other side refuses this side's certificate: {reason}"
+        return f"{_CERTIFICATES[1]}: {reason}. {_SAME_AUTHORITY}"
     return reason
 
 
@@ -113,6 +111,7 @@ class TlsSocket:
         self.setsockopt = sock.setsockopt
         self.close = sock.close
         self.detach = sock.detach
+        self.reads_alone = False  # nobody is to be told that there is more: whoever reads comes again by himself
         self._sock = sock
         self._tls = tls
         self._incoming = incoming  # records from the kernel, for OpenSSL
@@ -127,7 +126,7 @@ class TlsSocket:
 
     def shake_hands(self) -> int:
         """Go on with TLS's own handshake. Returns what to wait for: IN, OUT, or 0 when it is over. Raises
-        HandshakeError, or OSError for a lost connection."""
+        HandshakeError (Misfit: over certificates, or without TLS), or OSError for a lost connection."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -136,7 +135,9 @@ class TlsSocket:
                 over = False
             except ssl.SSLError as error:
                 self._leave()  # the alert that tells the other side
-                raise HandshakeError(f"TLS failed: {_reason(error)}") from None
+                reason = _reason(error)
+                kind = Misfit if reason.startswith(_CERTIFICATES) else HandshakeError
+                raise kind(f"TLS failed: {reason}") from None
             if not self._leave():
                 return OUT
             if over:
@@ -157,7 +158,7 @@ class TlsSocket:
             if data[0] == MAGIC[0]:
                 if self._tls.server_side:
                     self._sock.send(refusal_without_tls(), _NO_SIGNAL)
-                raise HandshakeError(THEY_LACK_TLS)
+                raise Misfit(THEY_LACK_TLS)
 
     # --- for the leader
 
@@ -189,7 +190,8 @@ class TlsSocket:
                 return count
             count += int(got)
         else:
-            self._again()
+            if not self.reads_alone:
+                self._again()
         if not count and not self._incoming.eof:
             raise BlockingIOError(errno.EAGAIN, "no whole record yet")
         return count

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -162,19 +163,15 @@ class Driver(CoreWorker):
 
 def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
-    config = options.config
     address = options.address or _latest(options)
-    cluster = _launch(options) if address is None else _find(config, address)
+    cluster = _launch(options) if address is None else _find(options.config, address)
     try:
-        reactor = Reactor(
-            token=cluster.token,
-            max_frame=config.max_frame,
-            spin_us=config.spin_us,
-            background=True,
-            name="driver",
+        config = cluster.agreed(options.config)
+        reactor = Reactor.configured(
+            config, token=cluster.token, spin_us=config.spin_us, background=True, name="driver"
         )
         try:
-            return _join(reactor, options, cluster)
+            return _join(reactor, replace(options, config=config), cluster)
         except BaseException:
             reactor.close()
             raise

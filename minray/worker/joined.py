@@ -37,6 +37,21 @@ class JoinedCluster:
         except OSError:  # the log of a node that ends just now
             self._log_fd = -1
 
+    def agreed(self, config: Config) -> Config:
+        """The settings of a driver that joins it: the files of TLS are the node's, as the token is.
+
+        Raises ConnectionError if the driver was told to use others: it would get nowhere, or not as it believes.
+        """
+        ours, theirs = config.tls, self.info.tls
+        if ours is not None and ours != theirs:
+            uses = f"uses {', '.join(theirs)}" if theirs is not None else "does not use TLS"
+            raise ConnectionError(
+                f"this program was told to use TLS with {', '.join(ours)} (MINRAY_TLS_CERT, MINRAY_TLS_KEY, "
+                f"MINRAY_TLS_CA), but the node of {self.info.gcs.removeprefix('tcp:')} on this machine {uses}: unset "
+                "them, then the node's count, or start the node with --tls-cert, --tls-key and --tls-ca"
+            )
+        return config.with_tls(theirs)
+
     def hang_up(self) -> None:
         """The node stays."""
 

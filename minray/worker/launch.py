@@ -83,6 +83,10 @@ class LocalCluster:
         """The session's folder."""
         return self.info.folder
 
+    def agreed(self, config: Config) -> Config:
+        """The settings of a driver that has started it with ``config``: the same."""
+        return config
+
     def stop(self, timeout: float = 2.0) -> None:
         """End the session: ask, wait up to ``timeout`` seconds, then clean what is left."""
         if os.getpid() != self._pid:
@@ -181,7 +185,12 @@ def launch(
     Raises:
         RaySystemError: no folder, no socket or no process can be made; the text names the fix.
         minray.wire.secret.TokenError: a cluster's token was given that cannot be one.
+        minray.wire.tls.TlsFileError: a cluster's files for TLS cannot be used.
     """
+    if cluster is not None and config.tls is not None:
+        from minray.wire.tls import Tls  # ssl takes its time
+
+        Tls(*config.tls)  # told here, rather than in the log of a process that ends
     root = session_folder.user_folder(config)
     if gcs is not None:
         token: bytes = gcs["token"]
@@ -222,7 +231,7 @@ def _start(
     gcs: Mapping[str, Any] | None,
 ) -> LocalCluster:
     listeners, endpoint = listen(config, info.folder, cluster)
-    info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None)
+    info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None, tls=config.tls)
     if cluster is not None:
         info = replace(info, gcs=gcs["endpoint"] if gcs is not None else nearest(endpoint, same_machine=False))
         node.setdefault("node_ip_address", cluster["host"])

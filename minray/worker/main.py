@@ -35,12 +35,8 @@ class Worker:
     def __init__(self, bootstrap: dict[str, Any]) -> None:
         self.bootstrap = bootstrap
         config = Config.from_dict(bootstrap["config"])
-        reactor = Reactor(
-            token=bootstrap["token"],
-            max_frame=config.max_frame,
-            spin_us=0,  # a worker that spins gains nothing: its driver does
-            background=True,
-            name="worker",
+        reactor = Reactor.configured(  # spin_us=0: a worker that spins gains nothing, its driver does
+            config, token=bootstrap["token"], spin_us=0, background=True, name="worker"
         )
         pid, started = own_identity()
         endpoint = sibling_endpoint(

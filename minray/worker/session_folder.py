@@ -49,6 +49,7 @@ class SessionInfo:
     gcs: str = ""  # the cluster that it belongs to: where other machines reach its head; "": to none
     is_head: bool = True
     node_id: str = ""  # hexadecimal
+    tls: tuple[str, str, str] | None = None  # its files (see Config.tls), which all processes of the machine use
 
     @property
     def prefix(self) -> str:
@@ -73,6 +74,8 @@ class SessionInfo:
         lines = [_MAGIC, f"endpoint {self.endpoint}", f"place {self.place}", f"created {self.created!r}"]
         lines += [f"gcs {self.gcs}"] * bool(self.gcs) + [f"role {'head' if self.is_head else 'node'}"]
         lines.append(f"node_id {self.node_id}")
+        if self.tls is not None:
+            lines.append(f"tls {' '.join(os.fsencode(path).hex() for path in self.tls)}")  # paths may hold anything
         for role in ("driver", "daemon", "zygote"):
             life = getattr(self, role)
             if life is not None:
@@ -97,6 +100,7 @@ class SessionInfo:
             if role in said:
                 pid, started = said[role].split()
                 lives[role] = (int(pid), float(started))
+        files = [os.fsdecode(bytes.fromhex(path)) for path in said.get("tls", "").split()]
         return cls(
             folder,
             said.get("endpoint", ""),
@@ -105,6 +109,7 @@ class SessionInfo:
             gcs=said.get("gcs", ""),
             is_head=said.get("role") != "node",
             node_id=said.get("node_id", ""),
+            tls=(files[0], files[1], files[2]) if len(files) == 3 else None,
             **lives,
         )
 

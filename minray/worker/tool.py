@@ -25,11 +25,12 @@ class Tool:
     Raises:
         minray.wire.errors.EndpointError: what was given is no endpoint. Everything else that goes wrong is told
             by ``ask``.
+        minray.wire.tls.TlsFileError: the configuration's files for TLS cannot be used.
     """
 
     def __init__(self, config: Config, endpoint: str, token: bytes) -> None:
         self._endpoint = endpoint
-        self._reactor = Reactor(token=token, max_frame=config.max_frame, background=False, name="tool")
+        self._reactor = Reactor.configured(config, token=token, background=False, name="tool")
         self._answers: dict[int, Reply] = {}
         self._number = 0
         self._waiter = Waiter()

@@ -187,7 +187,10 @@ def test_tls_takes_three_files_or_none() -> None:
     some = {"MINRAY_TLS_CERT": "/c.pem", "MINRAY_TLS_CA": "/ca.pem"}
     with pytest.raises(ValueError, match=r"MINRAY_TLS_KEY is missing beside MINRAY_TLS_CERT='/c.pem'"):
         Config.from_env(some)
-    assert Config.from_env({**some, "MINRAY_TLS_KEY": "/k.pem"}).tls_key == "/k.pem"
+    config = Config.from_env({**some, "MINRAY_TLS_KEY": "/k.pem"})
+    assert config.tls == ("/c.pem", "/k.pem", "/ca.pem")
+    assert Config().tls is None
+    assert config.with_tls(None) == Config() and Config().with_tls(config.tls) == config
 
 
 def test_files_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
@@ -196,3 +199,4 @@ def test_files_are_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_pa
     config = Config.from_env({"MINRAY_TOKEN_FILE": "token"})
     assert config.token_file == os.path.join(tmp_path, "token")
     assert Config.from_env({}, token_file="~/token").token_file == "/home/somebody/token"
+    assert Config().replace(token_file="token").token_file == os.path.join(tmp_path, "token")

@@ -33,13 +33,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_what_start_takes() -> None:
     words = (
         "--head --host=10.0.0.1 --port=6379 --num-cpus=2 --num-gpus=0.5 --labels=rack=a,disk=ssd --node-name=n "
-        "--object-store-memory=2G --memory=1024 --temp-dir=/t --token-file=/f --block"
+        "--object-store-memory=2G --memory=1024 --temp-dir=/t --token-file=/f --block "
+        "--tls-cert=/c --tls-key=/k --tls-ca=/a"
     )
     said = vars(parsed(start, *words.split(), "--resources", '{"license": 2}'))
     assert said == {
         "head": True, "address": None, "host": "10.0.0.1", "port": 6379, "num_cpus": 2, "num_gpus": 0.5,
         "labels": {"rack": "a", "disk": "ssd"}, "resources": {"license": 2}, "node_name": "n",
         "object_store_memory": 2 << 30, "memory": 1024, "temp_dir": "/t", "token_file": "/f", "block": True,
+        "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a",
     }  # fmt: skip
 
 
@@ -105,9 +107,9 @@ def test_what_cannot_be_started_is_said_in_one_line(
     assert not [path for path in (tmp_path / "sessions").glob("*")]
 
 
-def lines(*words: str, is_head: bool = True, gcs: str = "tcp:127.0.0.1:5") -> str:
+def lines(*words: str, is_head: bool = True, gcs: str = "tcp:127.0.0.1:5", tls: Any = None) -> str:
     endpoint = "unix:/t/s_abc/sock tcp:10.0.0.9:7"
-    info = SessionInfo("/t/s_abc", endpoint, "", 0.0, gcs=gcs, is_head=is_head, node_id="ab" * 28)
+    info = SessionInfo("/t/s_abc", endpoint, "", 0.0, gcs=gcs, is_head=is_head, node_id="ab" * 28, tls=tls)
     started: Any = SimpleNamespace(info=info, endpoint=info.endpoint)
     return "\n".join(start.told(parsed(start, *words), started))
 
@@ -125,6 +127,13 @@ def test_a_head_in_a_network_says_how_the_token_gets_there() -> None:
     assert "\n  scp 10.0.0.9:/t/s_abc/token minray.token\n" in text
     assert "\n  MINRAY_TOKEN_FILE=minray.token minray start --address=10.0.0.9:7 --host=auto\n" in text
     assert "Only this machine" not in text
+
+
+def test_a_head_with_tls_says_what_the_others_need() -> None:
+    text = lines("--head", "--host=10.0.0.9", gcs="tcp:10.0.0.9:7", tls=("/c", "/k", "/a b"))
+    assert "--address=10.0.0.9:7 --host=auto --tls-cert=FILE --tls-key=FILE --tls-ca=FILE\n" in text
+    assert "of the authority in /a b" in text
+    assert "tls" not in lines("--head", tls=("/c", "/k", "/a"))  # another node here takes this one's
 
 
 def test_a_folder_of_ones_own_is_in_the_next_commands() -> None:

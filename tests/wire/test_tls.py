@@ -16,7 +16,7 @@ import pytest
 
 from minray.wire import transports
 from minray.wire.auth import MAGIC
-from minray.wire.errors import ConnectionLost, HandshakeError, WireError, WrongToken
+from minray.wire.errors import ConnectionLost, HandshakeError, Misfit, WireError, WrongToken
 from minray.wire.poller import IN, OUT
 from minray.wire.reactor import Connection, Reactor
 from minray.wire.tls import Tls, TlsFileError, TlsLost, TlsSocket
@@ -172,10 +172,11 @@ def test_a_certificate_of_another_authority_is_refused_on_both_sides(
 ) -> None:
     alien = Files(pki.stranger.cert, pki.stranger.key, pki.head.ca)  # it trusts us, we do not trust it
     error = outcome(make(tls=alien), server)
+    assert isinstance(error, Misfit)  # so nobody tries again
     assert "the other side refuses this side's certificate" in str(error)
     error = outcome(make(tls=pki.stranger), server)  # nobody trusts anybody
-    assert isinstance(error, HandshakeError)
-    assert "the other side's certificate is refused" in str(error)
+    assert isinstance(error, Misfit)
+    assert "the other side's certificate is refused" in str(error) and "MINRAY_TLS_CA" in str(error)
     conn, got = connect(make(tls=pki.node), server)
     conn.send((1, "still there"))
     got.until_messages(1)
@@ -300,6 +301,14 @@ def test_a_full_target_is_told_to_come_again(pair: Pair) -> None:
     assert pair.again == ["server"]
     with pytest.raises(BlockingIOError):
         pair.server.recv_into(target)
+
+
+def test_a_socket_that_has_left_its_connection_tells_nobody(pair: Pair) -> None:
+    pair.server.reads_alone = True
+    pair.client.send(b"x" * 100)
+    target = bytearray(50)
+    assert [pair.server.recv_into(target), pair.server.recv_into(target)] == [50, 50]
+    assert pair.again == []
 
 
 def test_whoever_finds_it_taken_is_told_to_come_again(pair: Pair) -> None:
