@@ -130,9 +130,8 @@ def listener(answer: bytes | None) -> Iterator[str]:
                 except OSError:  # the end
                     return
                 with sock:
-                    if answer:
-                        sock.recv(1000)
-                        sock.sendall(answer)
+                    sock.recv(1000)  # a socket that closes unread sends a reset instead of an end
+                    sock.sendall(answer or b"")
 
         thread = threading.Thread(target=serve)
         if answer is not None:
