@@ -17,6 +17,7 @@ Everything in this room is written as a user would write it: it imports only min
 
 from __future__ import annotations
 
+from minray.util import scheduling_strategies
 from minray.util.actor_pool import ActorPool
 from minray.util.check_serialize import inspect_serializability
 from minray.util.cluster import get_node_ip_address, list_named_actors
@@ -46,4 +47,5 @@ __all__ = [
     "placement_group_table",
     "register_serializer",
     "remove_placement_group",
+    "scheduling_strategies",
 ]

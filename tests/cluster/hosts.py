@@ -5,7 +5,8 @@
     host2 (10.77.x.3) ──┘
 
 Processes share everything but the network; a test gives each host a temp folder of its own (``Driver`` does). Needs
-root, or the right to make namespaces, and iproute2: ``why_not`` says what is missing.
+root, or the right to make namespaces, and iproute2: ``why_not`` says what is missing. ``slow(1, "20mbit")`` makes
+host1's cable a bad one, both ways.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ def why_not() -> str:
             _ip("netns", "del", name)
     except (OSError, subprocess.SubprocessError) as error:
         return f"no network namespaces here: {getattr(error, 'stderr', None) or error}".strip()
+    return ""
+
+
+@lru_cache(maxsize=1)
+def why_not_slow() -> str:
+    """Why a link cannot be made slow here; "" if it can."""
+    if why_not():
+        return why_not()
+    try:
+        with Lan() as lan:
+            lan.slow(0, "20mbit")
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"no slow links here: {getattr(error, 'stderr', None) or error}".strip()
     return ""
 
 
@@ -84,3 +98,11 @@ class Lan:
     def join(self, host: int) -> None:
         """Plug it in again."""
         _ip("-n", self._name + "s", "link", "set", f"port{host}", "up")
+
+    def slow(self, host: int, rate: str) -> None:
+        """Let no more through, either way; what waits for longer than a moment is dropped."""
+        switch = (self._name + "s", f"port{host}")
+        for netns, device in (switch, (f"{self._name}{host}", "eth0")):
+            limit = ["tbf", "rate", rate, "burst", "16kb", "latency", "100ms"]
+            command = ["tc", "-n", netns, "qdisc", "add", "dev", device, "root", *limit]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cluster.conftest import eventually
-from tests.cluster.hosts import Lan, why_not
+from tests.cluster.hosts import Lan, why_not, why_not_slow
 from tests.e2e.support import Driver
 
 TOKEN = "0123456789abcdef" * 4
@@ -57,6 +57,45 @@ while True:
     time.sleep(0.05)
 """
 
+TRANSFER = """
+import numpy as np
+ray.init(address=started.info.gcs.removeprefix("tcp:"))
+SIZE = {size}
+
+def make(seed):
+    return np.random.default_rng(seed).integers(0, 256, SIZE, dtype=np.uint8)
+
+@ray.remote(num_cpus=0, resources={{"w": 1}})
+class Host:
+    def make(self, seed):
+        return make(seed)
+
+    def total(self, *arrays):
+        return [int(array.sum()) for array in arrays]
+
+    def address(self):
+        return ray.util.get_node_ip_address()
+
+while sum(node["Alive"] for node in ray.nodes()) < 3:
+    time.sleep(0.01)
+others = [node["NodeID"] for node in ray.nodes() if "w" in node["Resources"]]
+there = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(other, soft=False) for other in others]
+one, two = [Host.options(scheduling_strategy=place).remote() for place in there]
+say("ready", *ray.get([one.address.remote(), two.address.remote()]))
+while not os.path.exists("go"):
+    time.sleep(0.01)
+x, y, z = one.make.remote(1), two.make.remote(2), ray.put(make(3))
+sums = [int(make(seed).sum()) for seed in (1, 2, 3)]
+there = [two.total.remote(x, y, z), one.total.remote(x, y, z)]
+turns = 0
+while len(ray.wait(there, num_returns=2, timeout=0.05)[0]) < 2:
+    assert ray.get(one.address.remote(), timeout=60)
+    turns += 1
+assert ray.get(there) == [sums, sums]
+assert [int(a.sum()) for a in ray.get([x, y])] == sums[:2]
+say("alive", sum(node["Alive"] for node in ray.nodes()))
+"""
+
 NODE = """
 say("up")
 started.daemon.wait()
@@ -69,13 +108,13 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it works")
 class Hosts:
     """A head with a driver on the first host, a node on each of the others. Each node has two ``w``."""
 
-    def __init__(self, lan: Lan, drive: Callable[..., Driver], **settings: float) -> None:
+    def __init__(self, lan: Lan, drive: Callable[..., Driver], program: str = HEAD, **settings: float) -> None:
         self.lan = lan
         env = {f"MINRAY_{name.upper()}": str(value) for name, value in settings.items()}
         env |= {"MINRAY_TOKEN": TOKEN, "MINRAY_PRESTART": "0"}
         first = lan.addresses[0]
         text = START.format(host=first, port=PORT, resources={}, gcs=None)
-        self.head = drive(text + HEAD, env=env, wrapper=lan.wrapper(0))
+        self.head = drive(text + program, env=env, wrapper=lan.wrapper(0))
         self.head.await_word("session")
         gcs = {"endpoint": f"tcp:{first}:{PORT}", "token": TOKEN.encode()}
         self.nodes: list[Driver] = []
@@ -83,7 +122,6 @@ class Hosts:
             text = START.format(host=lan.addresses[i], port=0, resources={"w": 2}, gcs=gcs)
             self.nodes.append(drive(text + NODE, env=env, wrapper=lan.wrapper(i)))
         self.head.await_word("ready")
-        eventually(lambda: self.head.said("now"), "the driver looks around")
 
     def now(self) -> list[str]:
         """Addresses of the living nodes, and those of the two actors' nodes."""
@@ -101,7 +139,12 @@ def lan() -> Iterator[Lan]:
 
 @pytest.fixture
 def hosts(lan: Lan, drive: Callable[..., Driver]) -> Callable[..., Hosts]:
-    return lambda **settings: Hosts(lan, drive, heartbeat_s=0.2, node_timeout_s=2.0, **settings)
+    def make(**settings: float) -> Hosts:
+        made = Hosts(lan, drive, heartbeat_s=0.2, node_timeout_s=2.0, **settings)
+        eventually(lambda: made.head.said("now"), "the driver looks around")
+        return made
+
+    return make
 
 
 @pytest.mark.slow
@@ -144,3 +187,28 @@ def test_a_link_that_is_cut_for_a_moment(hosts: Callable[..., Hosts]) -> None:
     turns = made.turns()
     eventually(lambda: made.turns() > turns + 10, "all go on")
     assert made.now() == before and not any(node.said("ended") for node in made.nodes)
+
+
+def transfer(
+    lan: Lan, drive: Callable[..., Driver], size: int, before: Callable[[], None] = lambda: None, **settings: float
+) -> None:
+    """Both ways between the two other hosts, and from and to the first; calls go on meanwhile."""
+    made = Hosts(lan, drive, program=TRANSFER.format(size=size), heartbeat_s=0.2, **settings)
+    places = made.head.await_word("ready").split()
+    assert sorted(places) == sorted(lan.addresses[1:])
+    before()
+    (made.head.folder / "go").touch()
+    assert made.head.await_word("alive") == "3"
+    made.head.succeeds()
+
+
+@pytest.mark.slow
+def test_objects_travel_between_all_hosts(lan: Lan, drive: Callable[..., Driver]) -> None:
+    transfer(lan, drive, 20_000_000, node_timeout_s=2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not_slow()), reason=why_not_slow() or "it works")
+def test_a_slow_link(lan: Lan, drive: Callable[..., Driver]) -> None:
+    """Reports and calls get through beside an object that takes seconds."""
+    transfer(lan, drive, 4_000_000, lambda: lan.slow(1, "20mbit"), node_timeout_s=4.0)

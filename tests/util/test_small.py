@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import ipaddress
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -222,3 +224,9 @@ def test_strategies_are_plain_values() -> None:
     assert group.placement_group_bundle_index == -1
     with pytest.raises(TypeError, match="PlacementGroup"):
         ray.remote(lambda: None).options(scheduling_strategy=group).remote()
+
+
+def test_strategies_are_there_without_an_import_of_their_own():
+    program = "import minray as ray; print(ray.util.scheduling_strategies.In.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "In\n"
