@@ -212,6 +212,7 @@ class NodeService:
             self.node_id,
             hello,
             endpoint_of,
+            lambda: self.view.nodes,
             silence_s=self.config.node_timeout_s,
             settled=self.settle,
         )

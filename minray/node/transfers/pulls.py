@@ -11,6 +11,8 @@
 The node that a location names is the object's *home*: where it was made, and where it is known who has copies
 (``lending``). It is asked first, whatever happens; it lends the object itself or names somebody who has all of it.
 What has been received stays: another copy goes on from there, if its version (see ``lending``) is the same.
+When its home is dead and the home has named nobody, the other nodes are asked one by one, at most SEARCHED: the list
+of copies has died with the home, the copies have not.
 
 There is one pull per object, however many wait (the store asks once). Small objects and large ones start in order
 of arrival in a lane of their own, so that a gigabyte does not hold up everybody; each lane has a bound of bytes,
@@ -31,7 +33,9 @@ has a room from ROOM's end on until it is sealed or released; an open request be
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from minray.node.transfers.wording import DROPPED, NOT_WANTED, kind_of, nodes_to_ask
@@ -45,6 +49,7 @@ LANE_PULLS = 16  # started, per lane
 STALL_S = 20.0  # a source from which nothing has come for so long is lost
 REST_S = 0.2  # before the same node is asked again; grows with each time
 TRIES = 6  # questions in a row that brought nothing
+SEARCHED = 64  # nodes that are asked for an object whose home is dead
 
 QUEUED, ROOM, ASKED, RECEIVING, RESTING, STOPPING = "queued", "room", "asked", "receiving", "resting", "stopping"
 
@@ -69,7 +74,9 @@ class Pull:
     wanted: bool = True
     cut: bool = False  # STOPPING: because the connection to the source is lost
     homeless: bool = False  # its home is gone for good
+    searched: bool = False  # … and all others are in ``others``, or have been asked
     why: str = ""  # what went wrong last
+    why_lost: str = ""  # … before the others were asked
 
     @property
     def home(self) -> bytes:
@@ -110,10 +117,18 @@ class Lane:
 
 
 class Pulls:
-    """See the module. ``node_id``: ours."""
+    """See the module. ``node_id``: ours. ``living``: the other nodes, as far as we know."""
 
-    def __init__(self, node_id: bytes, *, lane_bytes: int = LANE_BYTES, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self,
+        node_id: bytes,
+        *,
+        living: Callable[[], Iterable[bytes]] = tuple,
+        lane_bytes: int = LANE_BYTES,
+        stall_s: float = STALL_S,
+    ) -> None:
         self._node_id = node_id
+        self._living = living
         self._stall_s = stall_s
         self._pulls: dict[bytes, Pull] = {}
         self._requests: dict[int, Pull] = {}  # open questions and grants
@@ -195,7 +210,8 @@ class Pulls:
         else:
             if version != pull.version:
                 pull.version, pull.received = version, 0
-            pull.others = [one for one in others if one not in (self._node_id, node_id)]
+            rest = pull.others if pull.homeless else []
+            pull.others = [one for one in dict.fromkeys([*others, *rest]) if one not in (self._node_id, node_id)]
             pull.state, pull.due = RECEIVING, now + self._stall_s
             self._effects.append(
                 ("receive", pull.object_id, pull.number, request, node_id, ticket, pull.received)
@@ -346,7 +362,9 @@ class Pulls:
             self._requests.pop(pull.home_request)
             pull.home_request = 0
         pull.why = why
-        pull.tries += 1
+        pull.tries += not pull.searched  # then each is asked once, and that is the end
+        if pull.homeless and not pull.others and not pull.searched:
+            self._search(pull)
         if pull.tries > TRIES:
             self._fail_lost(pull)
         elif pull.others and (pull.homeless or (cut and pull.source == pull.home)):
@@ -358,9 +376,15 @@ class Pulls:
         else:
             pull.state, pull.due = RESTING, now + REST_S * pull.tries
 
+    def _search(self, pull: Pull) -> None:
+        """Its home is dead. Others may have copies that were made before."""
+        pull.searched, pull.why_lost = True, pull.why
+        living = (one for one in self._living() if one not in (self._node_id, pull.home))
+        pull.others = list(islice(living, SEARCHED))
+
     def _fail_lost(self, pull: Pull) -> None:
-        where = f"node {pull.home.hex()[:8]}"
-        self._fail(pull, f"no copy of it could be fetched, from {where} or another: {pull.why}", "lost")
+        where, why = f"node {pull.home.hex()[:8]}", pull.why_lost or pull.why
+        self._fail(pull, f"no copy of it could be fetched, from {where} or another: {why}", "lost")
 
     def _fail(self, pull: Pull, reason: str, kind: str) -> None:
         self._effects.append(("failed", pull.object_id, reason, kind))

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 
@@ -70,6 +70,7 @@ class Transfers:
     Args:
         hello: how this node introduces itself: role "node", its id as worker_id and node_id.
         view_endpoint: where a node of the cluster can be dialled; None if it is dead or unknown.
+        view_nodes: the other living nodes.
         dial: (endpoint, handler) → connection; None: ``reactor.dial`` with ``hello``.
         silence_s: a network that acknowledges nothing for so long is cut.
         settled: called after each step that began here: the store's deadlines may have changed.
@@ -82,6 +83,7 @@ class Transfers:
         node_id: bytes,
         hello: Hello,
         view_endpoint: Callable[[bytes], str | None],
+        view_nodes: Callable[[], Iterable[bytes]],
         *,
         dial: Dial | None = None,
         silence_s: float = SILENCE_S,
@@ -91,7 +93,7 @@ class Transfers:
         self.node_id = node_id
         self.settled = settled
         self.closed = False
-        self.pulls = Pulls(node_id)
+        self.pulls = Pulls(node_id, living=view_nodes)
         self.lending = Lending(node_id)
         self._store = store
         self._silence_s = silence_s

@@ -61,7 +61,7 @@ class SimNode:
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.node_id = bytes([number]) * 28
-        self.pulls = Pulls(self.node_id, lane_bytes=64 * MIB)
+        self.pulls = Pulls(self.node_id, living=self.others, lane_bytes=64 * MIB)
         self.lending = Lending(self.node_id)
         self.alive = True
         self.links: dict[bytes, Link] = {}  # by the node that we pull from
@@ -81,6 +81,9 @@ class SimNode:
 
     def __repr__(self) -> str:
         return f"<node {self.node_id[0]}>"
+
+    def others(self) -> list[bytes]:
+        return [node.node_id for node in self.world.alive if node is not self]
 
     # -- the machines' effects -----------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class World:
         self.objects: dict[bytes, Object] = {}
         self.links: list[Link] = []
         self.most = 0
-        self.seen: dict[str, int] = dict.fromkeys(("faded", "resumed", "cut", "died"), 0)
+        self.seen: dict[str, int] = dict.fromkeys(("faded", "resumed", "cut", "died", "saved"), 0)
 
     @property
     def alive(self) -> list[SimNode]:

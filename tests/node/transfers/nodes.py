@@ -48,11 +48,14 @@ class Node:
         self.endpoint = self.reactor.listen(cluster.request(folder), lambda conn: self.transfers.on_peer(conn))
         hello = Hello("node", self.node_id, self.node_id, b"", os.getpid(), 0.0, self.endpoint)
         self.transfers = Transfers(
-            self.reactor, self.store, self.node_id, hello, cluster.endpoint_of, settled=self._settled
+            self.reactor, self.store, self.node_id, hello, cluster.endpoint_of, self._others, settled=self._settled
         )
         self.alive = True
         self._thread = threading.Thread(target=self.reactor.run_forever, name=folder.name)
         self._thread.start()
+
+    def _others(self) -> list[bytes]:
+        return [one.node_id for one in self.cluster.nodes if one.alive and one is not self]
 
     def _to_client(self, worker_id: bytes, message: Message) -> None:
         client = self.clients.get(worker_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minray.node.transfers.pulls import LANE_PULLS, MIB, REST_S, SMALL, STALL_S, TRIES, Effect, Pulls
+from minray.node.transfers.pulls import LANE_PULLS, MIB, REST_S, SEARCHED, SMALL, STALL_S, TRIES, Effect, Pulls
 from minray.node.transfers.wording import DROPPED, FREED, NOT_WANTED, ask
 from minray.wire.messages import Location, PullDone, PullObject, PullRefused
 
@@ -143,6 +143,45 @@ def test_when_its_home_dies_and_nobody_else_is_known_it_is_lost() -> None:
     bench.asked()
     failed, released = bench.lost(HOME, gone=True)
     assert failed[:2] == ("failed", X) and failed[3] == "lost" and released == ("release", 1)
+
+
+def test_when_its_home_dies_all_others_are_asked_one_by_one() -> None:
+    bench = Bench(living=lambda: [ME, OTHER, THIRD, HOME])
+    bench.asked()
+    assert bench.lost(HOME, gone=True) == [("send", OTHER, PullObject(3, X, at()))]
+    assert bench.refuse(3, "not here", OTHER) == [("send", THIRD, PullObject(4, X, at()))]
+    assert bench.grant(4, THIRD) == [("receive", X, 1, 4, THIRD, b"ticket", 0)]
+    assert bench.ended(SIZE) == [("send", THIRD, PullDone(4)), ("seal", X, 1, V1)]
+
+
+def test_a_search_goes_on_when_the_one_that_was_found_dies_and_it_ends() -> None:
+    fourth = bytes([4]) * 28
+    bench = Bench(living=lambda: [OTHER, THIRD, fourth])
+    bench.asked()
+    bench.lost(HOME, gone=True)
+    bench.grant(3, OTHER)
+    bench.pulls.progress(X, 3 * MIB, bench.now)
+    assert bench.lost(OTHER, gone=True) == [("stop", X)]
+    assert bench.ended(3 * MIB, "hung up") == [("send", THIRD, PullObject(4, X, at()))]
+    assert bench.lost(THIRD, gone=True) == [("send", fourth, PullObject(5, X, at()))]
+    failed, released = bench.refuse(5, "not here", fourth)
+    assert failed[3] == "lost" and released == ("release", 1)
+    assert "cut" in failed[2], "what happened to its home, not what a stranger said"
+
+
+def test_a_search_has_a_bound() -> None:
+    strangers = [number.to_bytes(28, "big") for number in range(100, 100 + 2 * SEARCHED)]
+    bench = Bench(living=lambda: iter(strangers))
+    bench.asked()
+    ((_, asked, message),) = bench.lost(HOME, gone=True)
+    seen = [asked]
+    while True:
+        effects = bench.refuse(message.request_id, "not here", asked)
+        if effects[0][0] == "failed":
+            break
+        ((_, asked, message),) = effects
+        seen.append(asked)
+    assert seen == strangers[:SEARCHED]
 
 
 def test_a_broken_connection_is_tried_again_a_little_later_but_not_for_ever() -> None:

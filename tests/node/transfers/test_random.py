@@ -63,6 +63,7 @@ def check_end(world: World, *, faults: bool) -> None:
             what = world.objects[object_id]
             lost_touch = object_id in node.pulls._lost_touch.get(what.home.node_id, {})
             assert not what.freed or lost_touch or not what.home.alive, "a copy of what was freed long ago"
+    check_copies_of_the_dead(world)
     # at last everything is freed, and only what nobody can tell of remains
     for what in world.objects.values():
         if not what.freed:
@@ -76,6 +77,22 @@ def check_end(world: World, *, faults: bool) -> None:
         if not faults:
             assert not node.guests and not node.lending._loans
         assert set(node.pulls._guests) == set(node.guests)
+
+
+def check_copies_of_the_dead(world: World) -> None:
+    """What one node has, every node can have, though the home is dead."""
+    for what in world.objects.values():
+        if what.home.alive or not any(what.object_id in node.guests for node in world.alive):
+            continue
+        takers = [node for node in world.alive if what.object_id not in node.guests]
+        for node in takers:
+            node.outcomes.clear()
+            node.want(what)
+        world.settle()
+        for node in takers:
+            ((_, kind, reason),) = node.outcomes
+            assert kind in ("here", "full"), f"{node}: {kind}, {reason}"
+            world.seen["saved"] += kind == "here"
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
@@ -93,7 +110,8 @@ def test_they_visit_what_they_promise() -> None:
     kinds: Counter[str] = Counter()
     for seed in range(40):
         world = run(seed, faults=True)
+        check_copies_of_the_dead(world)
         seen.update(world.seen)
         kinds.update(kind for node in world.nodes.values() for _, kind, _ in node.outcomes)
-    assert all(seen[name] for name in ("faded", "resumed", "cut", "died")), seen
+    assert all(seen[name] for name in ("faded", "resumed", "cut", "died", "saved")), seen
     assert all(kinds[name] for name in ("here", "lost", "freed", "full")), kinds

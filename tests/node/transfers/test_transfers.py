@@ -233,6 +233,19 @@ def test_a_guest_outlives_its_home(world: Cluster) -> None:
     assert read(reader, oid, location).view == content
 
 
+def test_a_copy_is_found_though_nobody_is_left_who_lists_it(world: Cluster) -> None:
+    a, b, c, d = world.add(), world.add(), world.add(), world.add()
+    owner, first, second = a.client("owner"), c.client("first"), d.client("second")
+    oid, location, content = world.put(owner, LARGE)
+    small, where, short = world.put(owner, WHOLE)
+    for one, place in ((oid, location), (small, where)):
+        read(first, one, place).release()
+    world.lose(a)
+    assert read(second, oid, location).view == content
+    assert read(second, small, where).view == short
+    assert b.objects() == 0 and b.stats()["loans"] == 0
+
+
 def test_a_broken_link_is_made_again(world: Cluster, hold_back: HoldBack) -> None:
     a, b = world.add(), world.add()
     owner, reader = a.client("owner"), b.client("reader")
@@ -244,7 +257,16 @@ def test_a_broken_link_is_made_again(world: Cluster, hold_back: HoldBack) -> Non
     got: list[Any] = []
     reader.acquire_async([(oid, location)], lambda held, error: got.extend(held))
     hold_back.wait()
+    lost: list[Any] = []
+    on_lost = b.transfers.source_lost
+
+    def spy(*end: Any) -> None:
+        on_lost(*end)
+        lost.append(end)
+
+    b.transfers.source_lost = spy
     b.do(lambda: b.transfers._sources[a.node_id].conn.close())
+    wait_for(lambda: bool(lost))
     hold_back.go_on()
     wait_for(lambda: bool(got))
     assert got[0].view == content
