@@ -152,8 +152,9 @@ class RuntimeContext:
 
     @property
     def gcs_address(self) -> str:
-        """Where the head is: host:port, or unix:/path."""
-        return str(self._rt.session.get("gcs_endpoint") or "").removeprefix("tcp:")
+        """Where the head is: host:port, as ``init(address=…)`` takes it; unix:/path in a session of one machine."""
+        endpoint = str(self._rt.session.get("gcs_endpoint") or "")  # perhaps "unix:… tcp:…"
+        return endpoint.rpartition(" ")[2].removeprefix("tcp:")
 
     @property
     def runtime_env(self) -> dict[str, Any]:

@@ -109,8 +109,21 @@ def test_rows_about_the_runtime_ask_for_fresh_processes() -> None:
         catalogue.ROWS[name].measure(bench)
     assert [probe for probe, _ in asked] == ["start", "start", "start", "idle", "many"]
     assert asked[-1][1] == {"tasks": 5}
+    catalogue.ROWS["heartbeats"].measure(bench)
+    assert asked[-1] == ("heartbeats", {"nodes": 10, "seconds": 0.5})
     with pytest.raises(SkipRow):
         catalogue.ROWS["idle"].measure(Bench(fake_ray))
+
+
+def test_the_row_about_joining_takes_the_median() -> None:
+    bench = Bench(fake_ray, fresh=lambda probe, **options: {"join": [0.5, 0.1, 0.4][: options["nodes"]]})
+    assert catalogue.ROWS["join"].measure(bench)["join"].value == 0.4
+
+
+@pytest.mark.parametrize("name", ["far_tasks", "transfer"])
+def test_rows_of_a_cluster_are_skipped_where_there_is_none(name: str) -> None:
+    with pytest.raises(SkipRow, match="it has no cluster_utils"):
+        catalogue.ROWS[name].measure(Bench(fake_ray, seconds=0.01, scale=0.001))
 
 
 @pytest.mark.parametrize("name", list(catalogue.FLOORS))

@@ -66,6 +66,11 @@ BARS: dict[str, Bar] = {
     "idle_cpu": Bar(limit=1.0),
     "many_bytes": Bar(limit=1024),
     "many_left": Bar(limit=10),
+    "far_sync": Bar(5),
+    "far_async": Bar(5),
+    "transfer_share": Bar(limit=0.6),
+    "join": Bar(limit=1.0),
+    "heartbeats": Bar(limit=5.0),
 }
 
 

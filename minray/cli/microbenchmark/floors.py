@@ -12,7 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
@@ -21,6 +22,16 @@ from .row import Bench, Metric, RowList, Sample, SkipRow
 rows = RowList()
 
 _MESSAGE = b"x" * 64
+
+# The other end of a copy: sends so many bytes of warm memory for every byte that it is sent.
+_SOURCE = """\
+import socket, sys
+port, size = map(int, sys.argv[1:])
+data = memoryview(bytearray(b"x") * size)
+with socket.create_connection(("127.0.0.1", port)) as peer:
+    while peer.recv(1):
+        peer.sendall(data)
+"""
 
 # The other end: connects back over TCP, or serves the descriptor that it inherited.
 _ECHO = """\
@@ -142,6 +153,40 @@ def memcpy_fresh(bench: Bench) -> Sample:
             del target  # a mapping with a live view can't be closed
 
     return bench.rate(copy, source.nbytes / 1e9)
+
+
+@contextmanager
+def raw_copies(size: int) -> Iterator[Callable[[], float]]:
+    """A function that copies ``size`` bytes of another process to this one over a loopback connection, between
+    buffers that both are warm, and says how many seconds that took."""
+    target = memoryview(bytearray(b"x") * size)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        process = subprocess.Popen([sys.executable, "-c", _SOURCE, str(port), str(size)])
+        server.settimeout(30)
+        peer, _ = server.accept()
+
+    def copy() -> float:
+        begin, at = time.perf_counter(), 0
+        peer.sendall(b"x")
+        while at < size:
+            count = peer.recv_into(target[at:])
+            if not count:
+                raise ConnectionError("the other process has ended")
+            at += count
+        return time.perf_counter() - begin
+
+    with process, peer:
+        yield copy
+        peer.shutdown(socket.SHUT_WR)
+
+
+@rows.add("tcp_copy", Metric("tcp_copy", "TCP loopback copy of 1 GB, warm", "GB/s"), session=False)
+def tcp_copy(bench: Bench) -> Sample:
+    """From one process's buffer into another's."""
+    size = bench.size(10**9)
+    with raw_copies(size) as copy:
+        return bench.rate(copy, size / 1e9)
 
 
 def _context() -> multiprocessing.context.BaseContext:

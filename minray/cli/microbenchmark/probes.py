@@ -127,7 +127,83 @@ def many(name: str, root: str, options: dict[str, Any], started: float) -> dict[
     }
 
 
-PROBES: dict[str, Probe] = {"start": start, "idle": idle, "many": many}
+def join(name: str, root: str, options: dict[str, Any], started: float) -> dict[str, Any]:
+    """Seconds from the command that adds a node to the result of a task that only this node can run; each of some.
+
+    The head, too, is started by the command, in a folder of its own; what it prints is not read.
+    """
+    import subprocess
+    import tempfile
+
+    ray: Any = boot.import_under_test(name, root)
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(*words: str) -> subprocess.Popen[bytes]:
+            command = _module(root, f"{name}.cli.main", *words, f"--temp-dir={folder}")
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+        if run("start", "--head", "--num-cpus=1").wait() != 0:
+            raise RuntimeError("the head did not start")
+        try:
+            ray.init(address="auto", _temp_dir=folder)
+            address = ray.get_runtime_context().gcs_address
+            for number in range(options["nodes"]):
+                late = f"late{number}"
+
+                def first() -> int:
+                    return 1
+
+                waiting = ray.remote(resources={late: 1})(first).remote()
+                time.sleep(0.5)  # it is known to wait
+                begin = time.perf_counter()
+                resources = json.dumps({late: 1})
+                node = run("start", f"--address={address}", "--num-cpus=1", f"--resources={resources}")
+                ray.get(waiting)
+                times.append(time.perf_counter() - begin)
+                if node.wait() != 0:
+                    raise RuntimeError("the node did not start")
+            ray.shutdown()
+        finally:
+            run("stop").wait()
+    return {"join": times}
+
+
+def heartbeats(name: str, root: str, options: dict[str, Any], started: float) -> dict[str, Any]:
+    """Per cent of one CPU that a head uses which hears of so many nodes, at rest and with ten changes per second."""
+    import importlib
+    import subprocess
+
+    boot.import_under_test(name, root)
+    cluster = importlib.import_module(f"{name}.cluster_utils").Cluster(True, head_node_args={"num_cpus": 1})
+    answer: dict[str, Any] = {}
+    try:
+        for key, changes in (("heartbeats", 0), ("heartbeats_busy", 10)):
+            words = [cluster.head_node.session_dir, str(options["nodes"]), str(changes)]
+            command = _module(root, f"{name}.testing.crowd", *words)
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as crowd:
+                assert crowd.stdout is not None
+                if crowd.stdout.readline() != b"joined\n":
+                    raise RuntimeError("the nodes did not join")
+                time.sleep(options.get("settle", 2.0))
+                begin, cpu = time.monotonic(), _cpu_seconds(cluster.head_node.daemon_pid)
+                time.sleep(options["seconds"])
+                used = _cpu_seconds(cluster.head_node.daemon_pid) - cpu
+                answer[key] = 100 * used / (time.monotonic() - begin)
+    finally:
+        cluster.shutdown()
+    return answer
+
+
+PROBES: dict[str, Probe] = {
+    "start": start, "idle": idle, "many": many, "join": join, "heartbeats": heartbeats,
+}  # fmt: skip
+
+
+def _module(root: str, module: str, *arguments: str) -> list[str]:
+    """The command that runs ``python -m module``, which lies in ``root`` if it is not installed."""
+    code = "import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module(sys.argv.pop(1), None, '__main__')"
+    return [sys.executable, "-c", code, root, module, *arguments]
 
 
 def _settled_memory() -> int:

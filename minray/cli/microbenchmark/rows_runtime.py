@@ -12,7 +12,8 @@ from .row import Bench, Metric, RowList, Sample, SkipRow, summary
 rows = RowList()
 
 
-def _fresh(bench: Bench, probe: str, **options: Any) -> dict[str, Any]:
+def ask_probe(bench: Bench, probe: str, **options: Any) -> dict[str, Any]:
+    """The answer of a probe. SkipRow where it cannot run."""
     if bench.fresh is None:
         raise SkipRow("no fresh processes here")
     answer = bench.fresh(probe, **options)
@@ -30,7 +31,7 @@ def _fresh(bench: Bench, probe: str, **options: Any) -> dict[str, Any]:
 )
 def startup(bench: Bench) -> dict[str, Sample]:
     """A fresh process: import, init(), one task and its result; then shutdown(). Three times."""
-    times = [_fresh(bench, "start") for _ in range(3)]
+    times = [ask_probe(bench, "start") for _ in range(3)]
     return {key: summary([time[key] for time in times]) for key in ("startup", "startup_import", "shutdown")}
 
 
@@ -43,7 +44,7 @@ def startup(bench: Bench) -> dict[str, Sample]:
 )
 def idle(bench: Bench) -> dict[str, Sample]:
     """Two workers that have run a task; then nothing. Proportional memory and CPU of driver and runtime."""
-    answer = _fresh(bench, "idle", seconds=max(3.0, bench.seconds))
+    answer = ask_probe(bench, "idle", seconds=max(3.0, bench.seconds))
     return {key: Sample(answer[key]) for key in ("idle_memory", "idle_driver", "idle_cpu")}
 
 
@@ -58,5 +59,5 @@ def idle(bench: Bench) -> dict[str, Sample]:
 )
 def many(bench: Bench) -> dict[str, Sample]:
     """Submit very many tasks while none can run, then let them run; see ``probes.many``."""
-    answer = _fresh(bench, "many", tasks=bench.size(bench.options.get("tasks", 1_000_000)))
+    answer = ask_probe(bench, "many", tasks=bench.size(bench.options.get("tasks", 1_000_000)))
     return {key: Sample(answer[key]) for key in ("many_submit", "many_finish", "many_bytes", "many_left")}
