@@ -33,7 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # Fields that must be greater than zero, and those that may also be zero.
 _POSITIVE = (
     "inline_limit", "max_frame", "extent_size", "store_memory", "max_pipeline", "handshake_s",
-    "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
+    "worker_start_s", "log_credit", "memory_threshold", "memory_total", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
@@ -97,6 +97,9 @@ class Config:
     store_memory: int | None = None  # None: 30 % of the memory, at most what /dev/shm has free
     store_full_grace_s: float = 10.0  # how long a full store waits for frees
     extent_size: int = 64 * MIB  # what a process borrows at once
+    # --- memory
+    memory_threshold: float = 0.95  # of the memory in use: then a worker is ended (see node.memory); 1: never
+    memory_total: int | None = None  # bytes for the workers of a node; None: what the machine has, whoever uses it
     # --- cluster (the head's settings count; a session of one node has no heartbeat)
     heartbeat_s: float = 1.0  # how often a node reports when nothing changes
     node_timeout_s: float = 10.0  # a node that has not reported for so long counts as dead
@@ -130,6 +133,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(_complaint(name, value, "must not be negative"))
+        if self.memory_threshold > 1:
+            text = "must be a share of the memory: greater than 0, at most 1 (1: never end a worker)"
+            raise ValueError(_complaint("memory_threshold", self.memory_threshold, text))
         self._check_security()
         soft, hard = self.max_workers_soft, self.max_workers_hard
         if soft is not None and hard is not None and soft > hard:

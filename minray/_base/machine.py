@@ -93,6 +93,22 @@ def memory_limit(root: str = "/") -> int:
     return min(limits)
 
 
+def memory_in_use(root: str = "/") -> tuple[int, int]:
+    """Bytes in use, and the limit: of the machine, or of an enclosing cgroup if that is nearer to its limit. What the
+    kernel gives back when asked (file pages that nobody uses) does not count."""
+    total = _physical_memory(root)
+    found = [(total - _available_memory(root), total)]
+    for controller, limit_name, used_name, inactive in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        for folder in _cgroup_folders(root, controller):
+            limit, used = _read(folder, limit_name).strip(), _read(folder, used_name).strip()
+            if limit.isdigit() and used.isdigit() and 0 < int(limit) < min(total, _UNLIMITED):
+                found.append((int(used) - _stat(folder, inactive), int(limit)))
+    return max(found, key=lambda one: one[0] / one[1])
+
+
 def visible_gpus(config: Config, root: str = "/") -> int:
     """GPUs: what CUDA_VISIBLE_DEVICES lists if it is set, else what the NVIDIA driver lists."""
     visible = config.cuda_visible_devices
@@ -150,14 +166,39 @@ def _existing_parent(path: str) -> str:
 
 
 def _physical_memory(root: str) -> int:
-    for line in _read(os.path.join(root, "proc"), "meminfo").splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if name == "MemTotal" and words and words[0].isdigit():
-            return int(words[0]) * 1024
+    found = _meminfo(root, "MemTotal")
+    if found is not None:
+        return found
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def _available_memory(root: str) -> int:
+    found = _meminfo(root, "MemAvailable")
+    if found is not None:
+        return found
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _meminfo(root: str, wanted: str) -> int | None:
+    for line in _read(os.path.join(root, "proc"), "meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name == wanted and words and words[0].isdigit():
+            return int(words[0]) * 1024
+    return None
+
+
+def _stat(folder: str, wanted: str) -> int:
+    """One line of a cgroup's memory.stat."""
+    for line in _read(folder, "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == wanted and value.isdigit():
+            return int(value)
+    return 0
 
 
 def _cgroup_folders(root: str, controller: str) -> Iterator[str]:

@@ -195,13 +195,14 @@ def validate_task_options(given: Mapping[str, Any]) -> TaskOptions:
     num_cpus = values.get("num_cpus")
     resources = _resources(values, 1 if num_cpus is None else num_cpus)
     env_vars: dict[str, str] = values.get("runtime_env") or {}
+    max_retries = _or(values.get("max_retries"), DEFAULT_MAX_RETRIES)
     strategy, group, inherits = whereabouts(values)
     options = TaskOptions(
         given=dict(values["given"]),
         name=values.get("name"),
         num_returns=values.get("num_returns"),
         max_calls=max_calls,
-        max_retries=_or(values.get("max_retries"), DEFAULT_MAX_RETRIES),
+        max_retries=max_retries,
         retry_exceptions=_or(values.get("retry_exceptions"), False),
         backpressure=_or(values.get("_generator_backpressure_num_objects"), INFINITE),
         env_vars=env_vars,
@@ -215,6 +216,7 @@ def validate_task_options(given: Mapping[str, Any]) -> TaskOptions:
             hashable(strategy),
             tuple(sorted(env_vars.items())),
             max_calls,
+            max_retries == 0,
         ),
         enable_task_events=_or(values.get("enable_task_events"), True),
     )

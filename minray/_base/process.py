@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 
 _TICKS = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _SLACK = 0.02  # two clock ticks: the same number may have been rounded on its way
 
 
@@ -55,6 +56,25 @@ def is_alive(pid: int, started: float) -> bool:
         return False
     now = start_time(pid)
     return now is not None and abs(now - started) <= _SLACK
+
+
+def private_memory(pid: int) -> int:
+    """Bytes of memory that the process uses alone, about: without mapped files and shared memory. 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+            fields = file.read(256).split()
+        return (int(fields[1]) - int(fields[2])) * _PAGE
+    except (FileNotFoundError, ProcessLookupError):
+        return 0 if os.path.exists("/proc/self/statm") else _psutil_memory(pid)
+
+
+def _psutil_memory(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
 def own_identity() -> tuple[int, float]:

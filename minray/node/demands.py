@@ -58,6 +58,7 @@ class Demand:
     description: str
     actor: ActorPlacement | None = None
     strategy: Any = None  # see _base.options.Strategy
+    again: bool = True  # its tasks are tried again if their worker dies
     hold: bool = False  # a stranger's, to be queued here and not to be declined
     bundles: bool = False  # of placement groups, that wait for resources but for no worker (see bundles)
     leases: set[int] = field(default_factory=set)

@@ -147,7 +147,7 @@ class LeaseTable:
             demand.since = now
         demand.wanted = wanted
         demand.depth, demand.resources = msg.depth, msg.resources
-        demand.strategy, demand.hold = msg.strategy, msg.hold
+        demand.strategy, demand.hold, demand.again = msg.strategy, msg.hold, msg.again
         if demand.missing <= 0:
             self._settle(demand)
             # fewer wanted: what is granted beyond that may be revoked for somebody else

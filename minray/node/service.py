@@ -46,6 +46,7 @@ from minray.node.leases import LeaseTable
 from minray.node.log_routes import LogRoutes
 from minray.node.logs import LogHub
 from minray.node.membership import Membership
+from minray.node.memory import MemoryWatch
 from minray.node.orders import ORDERS
 from minray.node.strangers import Strangers
 from minray.node.view import View
@@ -150,6 +151,7 @@ class NodeService:
         )
         self.public_session = self._make_public_session()
         self.workers: WorkerProcesses
+        self.memory = MemoryWatch(reactor, config, self.table, lambda: self.workers)
 
     def _make_totals(self) -> dict[str, int]:
         offer = self._offer
@@ -488,6 +490,8 @@ class NodeService:
         if self.membership is not None:
             self.membership.look()
         table, store = self.table, self.store
+        if table.leases:
+            self.memory.on_work()
         deadlines = (table.next_deadline(), store.next_deadline(), table.actors.next_deadline())
         moments = [m for m in deadlines if m is not None]
         due = min(moments, default=None) if self.ending is None else None
@@ -516,6 +520,7 @@ class NodeService:
         if self.ending is None:
             self.ending = Ending(self, self._session["dir"], done)
             self.jobs.let_go()
+            self.memory.stop()
             self.settle()
             self.ending.begin(reason)
 
@@ -527,6 +532,7 @@ class NodeService:
         return {
             "workers": {state: pool.count(state) for state in STATES},
             "leases": len(self.table.leases),
+            "ended_for_memory": self.memory.ended,
             "demands": len(self.table.demands),
             "waiting": len(self.table.queue),
             "peers": len(self.peers),

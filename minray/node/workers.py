@@ -64,6 +64,7 @@ class _Process:
     pid: int = 0
     ordered: str | None = None  # why it was told to end
     suspicion: str = ""  # why it had to be killed, though nobody ordered its end
+    memory_ran_out: bool = False  # that was why
 
 
 class WorkerProcesses:
@@ -136,6 +137,18 @@ class WorkerProcesses:
             process.suspicion = process.suspicion or suspicion
             self.launcher.kill(number)
 
+    def kill_for_memory(self, number: int, text: str) -> None:
+        """The same, because memory runs out."""
+        process = self._processes.get(number)
+        if process is not None:
+            process.memory_ran_out = True
+            self.kill(number, text)
+
+    def pid(self, number: int) -> int | None:
+        """Of a process, once it is known."""
+        process = self._processes.get(number)
+        return process.pid or None if process is not None else None
+
     def registered(self, number: int, pid: int) -> None:
         """It has connected, and thus opened its pipes."""
         process = self._processes.get(number)
@@ -182,6 +195,7 @@ class WorkerProcesses:
         )
         if process.suspicion and not cause["expected"]:
             cause["text"] = process.suspicion
+            cause["memory_ran_out"] = process.memory_ran_out
         try:
             os.unlink(process.stack_file)
         except FileNotFoundError:

@@ -148,6 +148,7 @@ class LeaseDemand(Message):
     description: str  # what a message about infeasibility calls it, e.g. "task f"
     refused: int  # workers that this node has spilled or declined, in all, as far as the owner has heard
     hold: bool  # to a node that is not the owner's: queue it, rather than decline
+    again: bool  # what runs there is tried again if its worker dies
 
 
 @message(33)

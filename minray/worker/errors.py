@@ -57,6 +57,8 @@ def _plain(value: Any) -> BaseException:
     if kind == "crashed":
         cause = value[2]
         text = cause.get("text") or "the process ended unexpectedly"
+        if cause.get("memory_ran_out"):
+            return exc.OutOfMemoryError(f"The worker that executed task {value[1]} was {text}")
         return exc.WorkerCrashedError(f"The worker died while executing task {value[1]}: {text}", cause)
     if kind == "actor_died":
         return _actor_died(value[1], value[2], value[3])

@@ -142,7 +142,7 @@ class TaskManager:
     def _demand_of(self, key: SchedulingKey, wanted: int, refused: int, *, hold: bool) -> LeaseDemand:
         return LeaseDemand(
             key.number, wanted, key.resources, key.depth, key.strategy, key.env_vars, key.description,
-            refused, hold,
+            refused, hold, key.again,
         )  # fmt: skip
 
     # -- other nodes -------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ class Submission(GroupOps):
                 f"task {description}",
                 pipelined=options.max_calls == 0 and not options.plain_resources.get(GPU),
                 retires=options.max_calls > 0,
+                again=options.max_retries != 0,
             )
             self.core.owner.keys[key.number] = key
         return key

@@ -203,6 +203,7 @@ class SchedulingKey:
     """Tasks that may share workers: equal resources, strategy, environment and depth."""
 
     __slots__ = (
+        "again",
         "avg_ns",
         "depth",
         "description",
@@ -233,6 +234,7 @@ class SchedulingKey:
         *,
         pipelined: bool,
         retires: bool = False,
+        again: bool = True,
     ) -> None:
         self.number = number
         self.resources = resources
@@ -242,6 +244,7 @@ class SchedulingKey:
         self.description = description
         self.pipelined = pipelined  # not for max_calls and GPU tasks
         self.retires = retires  # max_calls: a worker that ends its lease is done for good
+        self.again = again  # its tasks have retries
         self.queue: deque[Task] = deque()
         self.leases: dict[int, Lease] = {}
         self.unfinished = 0  # queued here or in flight

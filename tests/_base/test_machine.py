@@ -170,3 +170,28 @@ def test_totals_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert totals["memory"] + totals["object_store_memory"] == 16 * GIB
     assert machine.detect_totals(Config(num_cpus=3, store_memory=GIB), root=root)["CPU"] == 3
     assert machine.detect_totals(Config(), num_cpus=0, root=root).get("CPU", 0) == 0
+
+
+def test_memory_in_use(tmp_path: Path) -> None:
+    """Whoever is nearest to its limit counts, and what can be given back at once does not."""
+    meminfo = f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {12 * GIB // 1024} kB\n"
+    root = make_machine(tmp_path / "plain", {"proc/meminfo": meminfo})
+    assert machine.memory_in_use(root) == (4 * GIB, 16 * GIB)
+    cgroup = {
+        "proc/meminfo": meminfo,
+        "proc/self/cgroup": "0::/a\n",
+        "sys/fs/cgroup/a/memory.max": str(2 * GIB),
+        "sys/fs/cgroup/a/memory.current": str(GIB + 5000),
+        "sys/fs/cgroup/a/memory.stat": "anon 17\ninactive_file 5000\nactive_file 3\n",
+        "sys/fs/cgroup/memory.max": "max",
+        "sys/fs/cgroup/memory.current": str(15 * GIB),
+    }
+    assert machine.memory_in_use(make_machine(tmp_path / "v2", cgroup)) == (GIB, 2 * GIB)
+    old = {
+        "proc/meminfo": meminfo,
+        "proc/self/cgroup": "4:memory:/docker/abc\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": str(8 * GIB),
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": str(7 * GIB),
+        "sys/fs/cgroup/memory/memory.stat": f"total_inactive_file {GIB}\n",
+    }
+    assert machine.memory_in_use(make_machine(tmp_path / "v1", old)) == (6 * GIB, 8 * GIB)

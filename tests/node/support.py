@@ -81,6 +81,7 @@ class World:
             "description": f"task f{key}",
             "refused": 0,
             "hold": False,
+            "again": True,
             "job": JOB,
             **fields,
         }

@@ -232,6 +232,7 @@ def demand(wanted: int = 1, **changes: Any) -> LeaseDemand:
         "description": "task f",
         "refused": 0,
         "hold": False,
+        "again": True,
         **changes,
     }
     return LeaseDemand(**fields)

@@ -22,7 +22,8 @@ def test_a_demand_says_all_that_the_node_must_know() -> None:
     world = OwnerWorld()
     key = SchedulingKey(7, {"CPU": 5_000}, "SPREAD", {"A": "1"}, 2, "task g", pipelined=True)
     world.submit(function=make_function(9, world.add_key(key)))
-    assert world.did() == [("node", LeaseDemand(7, 1, {"CPU": 5_000}, 2, "SPREAD", {"A": "1"}, "task g", 0, False))]
+    demand = LeaseDemand(7, 1, {"CPU": 5_000}, 2, "SPREAD", {"A": "1"}, "task g", 0, False, True)
+    assert world.did() == [("node", demand)]
 
 
 def test_a_growing_demand_is_doubled_so_that_few_messages_tell_it() -> None:

@@ -70,8 +70,8 @@ def test_when_every_task_has_a_worker_all_nodes_are_told() -> None:
     world.grant(worker=world.there("w"))
     world.grant()
     assert world.did()[-2:] == [
-        ("at", FAR, DOOR, LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 0, False)),
-        ("node", LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 1, False)),
+        ("at", FAR, DOOR, LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 0, False, True)),
+        ("node", LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 1, False, True)),
     ]
 
 
