@@ -33,7 +33,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # Fields that must be greater than zero, and those that may also be zero.
 _POSITIVE = (
     "inline_limit", "max_frame", "extent_size", "store_memory", "max_pipeline", "handshake_s",
-    "worker_start_s", "log_credit", "memory_threshold", "memory_total", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
+    "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
+    "memory_threshold", "memory_total",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
