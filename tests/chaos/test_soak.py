@@ -1,0 +1,90 @@
+"""A mixed load on four nodes, while processes are killed and frozen: every answer is right, and nothing is left.
+
+``MINRAY_TEST_CHAOS_S``: for how long (``tox -e chaos``: an hour); ``MINRAY_TEST_CHAOS_SEED``: which history. Threads
+and processes are as they are, so a seed repeats the deeds, not the interleaving.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+import minray as ray
+from minray.cluster_utils import Cluster
+from tests.chaos.loads import LOADS
+from tests.chaos.mischief import Mischief
+
+SECONDS = float(os.environ.get("MINRAY_TEST_CHAOS_S", "15"))
+SEED = int(os.environ.get("MINRAY_TEST_CHAOS_SEED", "1"))
+THREADS = 4
+NODE = {"num_cpus": 2, "object_store_memory": 200 << 20}
+TIMEOUT_S = 4.0
+SETTINGS = {"heartbeat_s": 0.3, "node_timeout_s": TIMEOUT_S, "gcs_reconnect_s": 1.0, "prestart": False}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(True, head_node_args={**NODE, "_system_config": SETTINGS}) as made:
+        for _ in range(3):
+            made.add_node(**NODE)
+        made.connect()
+        yield made
+
+
+class Worker(threading.Thread):
+    """One thread of the driver that works until the time is over, or an answer is wrong."""
+
+    def __init__(self, number: int, end: float) -> None:
+        super().__init__(name=f"load-{number}")
+        self.chance = random.Random(f"{SEED}/{number}")
+        self.end = end
+        self.done: Counter[str] = Counter()
+        self.doing = ""
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        while time.monotonic() < self.end and self.error is None:
+            load = self.chance.choice(LOADS)
+            self.doing = load.__name__
+            try:
+                load(self.chance)
+            except BaseException as error:
+                self.error = error
+            self.done[self.doing] += 1
+
+
+def all_free() -> bool:
+    free, totals = ray.available_resources(), ray.cluster_resources()
+    return all(free.get(name, 0.0) == amount for name, amount in totals.items() if name == "CPU")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(SECONDS + 400)
+def test_soak(cluster: Cluster) -> None:
+    end = time.monotonic() + SECONDS
+    with Mischief(cluster, SEED, node=NODE, timeout_s=TIMEOUT_S) as mischief:
+        workers = [Worker(number, end) for number in range(THREADS)]
+        for worker in workers:
+            worker.start()
+        while any(worker.is_alive() for worker in workers) and not any(worker.error for worker in workers):
+            time.sleep(0.1)
+        failed = next((worker for worker in workers if worker.error is not None), None)
+        for worker in workers:
+            worker.end = 0.0
+    for worker in workers:
+        worker.join()
+    done = sum((worker.done for worker in workers), Counter())
+    print(f"seed {SEED}, {SECONDS:g} s: {dict(mischief.done)}; {dict(done)}", file=sys.stderr)
+    if failed is not None:
+        raise AssertionError(f"{failed.doing} failed; done until then: {dict(mischief.done)}") from failed.error
+    limit = time.monotonic() + 30
+    while not all_free():
+        assert time.monotonic() < limit, f"free at rest: {ray.available_resources()} of {ray.cluster_resources()}"
+        time.sleep(0.05)
