@@ -350,10 +350,22 @@ class ActorTable:
         cause = {"kind": "owner_died", "text": text, "owner_died": True, "expected": True}
         return self._end_all(self._of_owner.get(worker_id), cause)
 
+    def any_of_job(self, job_id: bytes) -> bool:
+        """Whether an actor of that job is not dead."""
+        return bool(self._of_job.get(job_id))
+
     def job_finished(self, job_id: bytes) -> Effects:
-        """Its driver is gone: its actors end, but for the detached ones."""
+        """Its driver is gone: its actors end, but for the detached ones and those that they have created."""
         cause = {"kind": "job_finished", "text": f"its job {job_id.hex()} has ended", "expected": True}
-        return self._end_all(self._of_job.get(job_id), cause)
+        actor_ids = self._of_job.get(job_id)
+        outlive = {actor_id for actor_id in actor_ids if self._actors[actor_id].detached}
+        frontier = set(outlive)
+        while frontier:
+            addresses = [self._actors[actor_id].address for actor_id in frontier]
+            owned = {child for address in addresses if address for child in self._of_owner.get(address[1])}
+            frontier = owned - outlive
+            outlive |= frontier
+        return self._end_all([actor_id for actor_id in actor_ids if actor_id not in outlive], cause)
 
     def _end_all(self, actor_ids: list[bytes], cause: dict[str, Any]) -> Effects:
         effects: Effects = []

@@ -4,7 +4,8 @@ Called by ``service`` when a node reports a new driver (``add_job``) or the end 
 Job ids count from 1, four bytes little-endian as Ray writes them, and are never used again in the life of
 the tables. A driver that gave no namespace gets one of its own, so that names of strangers never collide.
 
-Invariants: ids only grow; a finished job stays finished; of the finished ones only the newest are kept.
+Invariants: ids only grow; a finished job stays finished; of the finished ones only the newest are kept, and those
+that have a detached actor yet: if it restarts on another node, that has to be told what the job's workers need.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ KEEP_FINISHED = 1000
 class JobTable:
     """Every job that runs, and the last ones that ended."""
 
-    def __init__(self, make_namespace: Callable[[], str], keep_finished: int = KEEP_FINISHED) -> None:
+    def __init__(
+        self,
+        make_namespace: Callable[[], str],
+        keep_finished: int = KEEP_FINISHED,
+        in_use: Callable[[bytes], bool] = lambda job_id: False,
+    ) -> None:
         self._make_namespace = make_namespace
         self._keep_finished = keep_finished
+        self._in_use = in_use  # whether a finished job has something left
         self._jobs: dict[bytes, dict[str, Any]] = {}
         self._by_driver: dict[bytes, bytes] = {}
         self._finished: dict[bytes, None] = {}  # in the order in which they ended
@@ -82,9 +89,9 @@ class JobTable:
         return job is not None and not job["is_dead"]
 
     def introduction(self, job_id: bytes, node_id: bytes) -> dict[str, Any] | None:
-        """What a node must know of a job whose driver is on another: ``Introduce.job_config``."""
+        """What a node must know of a job, if its driver is not there, or not any more: ``Introduce.job_config``."""
         job = self._jobs.get(job_id)
-        if job is None or job.get("config") is None or job["node_id"] == node_id:
+        if job is None or job.get("config") is None or (job["node_id"] == node_id and not job["is_dead"]):
             return None
         return {**job["config"], "namespace": job["namespace"], "ended": job["is_dead"]}
 
@@ -97,10 +104,11 @@ class JobTable:
         del self._by_driver[job["driver_worker_id"]]
         self._finished[job_id] = None
         effects = [save(TABLE, job_id, (ended,))]
-        while len(self._finished) > self._keep_finished:
-            oldest = next(iter(self._finished))
-            del self._finished[oldest], self._jobs[oldest]
-            effects.append(save(TABLE, oldest, None))
+        over = len(self._finished) - self._keep_finished
+        if over > 0:
+            for oldest in [job_id for job_id in self._finished if not self._in_use(job_id)][:over]:
+                del self._finished[oldest], self._jobs[oldest]
+                effects.append(save(TABLE, oldest, None))
         return True, effects
 
     def public(self) -> list[dict[str, Any]]:
@@ -115,5 +123,4 @@ class JobTable:
         running = {job_id for job_id, job in self._jobs.items() if not job["is_dead"]}
         assert set(self._by_driver.values()) == running, "the index of drivers is not the running jobs"
         assert set(self._finished) == set(self._jobs) - running, "the list of finished jobs is wrong"
-        assert len(self._finished) <= self._keep_finished
         assert all(int.from_bytes(job_id, "little") <= self._last for job_id in self._jobs)

@@ -108,6 +108,11 @@ class NodeLinks:
             self._board.gone(node_id)
             self._news()
 
+    def job_finished(self, job_id: bytes) -> None:
+        """From now on nodes may forget it."""
+        for link in self._links.values():
+            link.jobs.discard(job_id)
+
     def fence(self, node_id: bytes, reason: str) -> None:
         """Tell a node that it counts as dead, and let go of it."""
         link = self._links.get(node_id)

@@ -114,7 +114,7 @@ class GcsService(GroupRequests):
         self._available = available
         self._config = config or Config()
         self._kv = KvTable()
-        self._jobs = JobTable(make_namespace)
+        self._jobs = JobTable(make_namespace, in_use=lambda job_id: self._actors.any_of_job(job_id))
         self._nodes = NodeTable()
         self._actors = ActorTable(self._place_actor)
         self._deaths = WatchDesk()
@@ -375,6 +375,7 @@ class GcsService(GroupRequests):
         self._do(effects)
         if ended:
             self._do(self._actors.job_finished(job_id))
+            self._links.job_finished(job_id)
             self._groups_job_finished(job_id)
             for node_id, request_id in self._job_ends.pop(job_id, ()):
                 self._do([("order", node_id, Reply(request_id, True, True))])
@@ -399,12 +400,14 @@ class GcsService(GroupRequests):
                 self._post(self._peers[subscriber], message)
 
     def _introduce(self, node_id: bytes, link: NodeLink, message: Message) -> None:
-        """Before a node starts an actor of a job for the first time, it hears what the job's workers need."""
+        """Before a node starts an actor of a job for the first time, it hears what the job's workers need; each time
+        if the job is over, since nodes forget those of which they have nothing."""
         if isinstance(message, StartActor):
             job_id = message.spec["job_id"]
             config = None if job_id in link.jobs else self._jobs.introduction(job_id, node_id)
             if config is not None:
-                link.jobs.add(job_id)
+                if not config["ended"]:
+                    link.jobs.add(job_id)
                 self._post(link.deliver, Introduce(job_id, config))
 
     def _post(self, deliver: Deliver, message: Message) -> None:

@@ -6,7 +6,8 @@ process does, whichever comes first; then everything of its job ends here. A job
 comes from the GCS.
 
 Part of node.service, on the reactor's thread. Invariants: ``drivers`` are those of this node that live, and all
-of them are peers; a job's config stays when the job is over, since detached actors may restart.
+of them are peers; what is known of a job that is over stays while something of it does: a worker, a demand (of a
+detached actor, or of who works for one), an owner on another node. Then the job is forgotten.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Jobs:
         self._node = node
         self._sys_path = sys_path
         self._configs: dict[bytes, dict[str, Any]] = {}  # job_id → what its driver said
+        self._ended: set[bytes] = set()  # of these jobs: their drivers are gone
         self.drivers: dict[bytes, bytes] = {}  # job_id → worker_id of its driver
 
     def config(self, job_id: bytes) -> dict[str, Any]:
@@ -119,23 +121,35 @@ class Jobs:
         node.logs.driver_gone(job_id)
         now = node.now()
         node.do(node.table.owner_gone(peer.worker_id, now))
-        self._over(job_id)
+        self._over(job_id, peer.worker_id)
         node.store.process_died(peer.worker_id, now)
         cause = {"text": f"the driver is gone: {text}", "expected": True}
         node.do(node.deaths.died(peer.worker_id, cause))
         node.tell_gcs(Died(peer.worker_id, -1, -1, -1, cause))
         node.settle()
 
-    def _over(self, job_id: bytes) -> None:
+    def _over(self, job_id: bytes, driver: bytes) -> None:
         """Its workers get the grace, and then no more."""
         node = self._node
-        node.do(node.table.job_gone(job_id, node.now()))
+        node.do(node.table.job_gone(job_id, node.now(), driver))
+        self._ended.add(job_id)
         node.reactor.call_later(node.config.shutdown_grace_s, lambda: self._kill_rest_of(job_id))
 
     def _kill_rest_of(self, job_id: bytes) -> None:
         for worker in list(self._node.table.pool.workers.values()):
             if worker.worker_class.job_id == job_id and worker.state == LEAVING:
                 self._node.workers.kill(worker.number)
+        self.tidy(job_id)
+
+    def tidy(self, job_id: bytes) -> None:
+        """Something of that job has ended: if the job has, too, and nothing of it is left, forget it."""
+        node = self._node
+        if job_id not in self._ended or node.table.has_job(job_id):
+            return
+        if not any(peer.job_id == job_id for peer in node.peers.values()):
+            self._ended.discard(job_id)
+            self._configs.pop(job_id, None)
+            node.table.forget_job(job_id)
 
     def let_go(self) -> None:
         """The node ends: whatever becomes of the drivers is not its business any more."""
@@ -149,12 +163,15 @@ class Jobs:
         if job_id in self._configs:
             return
         self._configs[job_id] = self._make(config, config.get("namespace") or "")
-        if not config.get("ended"):
+        if config.get("ended"):
+            self._ended.add(job_id)
+        else:
             self._node.ask_gcs("job_end", job_id, then=lambda _: self._foreign_over(job_id))
 
     def _foreign_over(self, job_id: bytes) -> None:
         if self._node.ending is None:
-            self._over(job_id)
+            driver = self.config(job_id)["driver"]
+            self._over(job_id, driver[1] if driver is not None else b"")
 
     def foreign_env(self, job_id: bytes) -> dict[str, str]:
         """The environment that the job of another node's driver demands for all its workers."""

@@ -296,9 +296,10 @@ class LeaseTable:
         """A driver came: have workers ready for it."""
         return self.pool.prestart(self.home(b"", job_id), count, now)
 
-    def job_gone(self, job_id: bytes, now: float) -> list[Effect]:
-        """A driver is gone: its workers end, except detached actors and whoever works for them."""
-        spared = self.actors.detached_workers(job_id)
+    def job_gone(self, job_id: bytes, now: float, driver: bytes = b"") -> list[Effect]:
+        """A driver is gone: its workers end, except detached actors and whoever works for them. Owners on other
+        nodes may be, or work for, such actors: the driver excepted, their own ends decide."""
+        spared = self.actors.detached_workers(job_id) | self._owners_elsewhere(job_id) - {driver}
         frontier = set(spared)
         while frontier:
             frontier = {x.worker_id for x in self.leases.values() if x.demand.owner in frontier} - spared
@@ -318,6 +319,30 @@ class LeaseTable:
                 self.addresses.pop(worker.worker_id, None)
                 effects += self.pool.leave(worker.number, now, graceful=graceful, reason="its job has ended")
         return effects + self.schedule(now)
+
+    def has_job(self, job_id: bytes) -> bool:
+        """Whether something of that job runs or waits here."""
+        if any(worker.worker_class.job_id == job_id for worker in self.pool.workers.values()):
+            return True
+        return any(demand.worker_class.job_id == job_id for demand in self.demands.values())
+
+    def forget_job(self, job_id: bytes) -> None:
+        """It is over, and nothing of it is here."""
+        self._homes.pop(job_id, None)
+
+    def _owners_elsewhere(self, job_id: bytes) -> set[bytes]:
+        """The processes on other nodes, of that job, for which something runs or waits here."""
+        found = set()
+        for demand in (*self.demands.values(), *(lease.demand for lease in self.leases.values())):
+            if demand.worker_class.job_id != job_id:
+                continue
+            if demand.actor is not None:
+                home, owner, _ = demand.actor.spec["owner"]
+                if home != self.node_id:
+                    found.add(owner)
+            elif demand.owner in self.away.strangers:
+                found.add(demand.owner)
+        return found
 
     # -- granting ----------------------------------------------------------------------------------
 

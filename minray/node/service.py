@@ -383,6 +383,7 @@ class NodeService:
             self.store.process_died(worker.worker_id, now)
             self.do(self.deaths.died(worker.worker_id, cause, running[1:], told=owner))
             self._gcs_send(Died(worker.worker_id, -1, -1, -1, cause))
+            self.jobs.tidy(worker.worker_class.job_id)
         self.settle()
 
     def _launcher_lost(self, reason: str) -> None:

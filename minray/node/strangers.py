@@ -51,6 +51,7 @@ class Strangers:
         node = self._node
         del node.peers[peer.worker_id]
         node.do(node.table.owner_gone(peer.worker_id, node.now()))
+        node.jobs.tidy(peer.job_id)
 
     def died(self, worker_id: bytes) -> None:
         """The GCS says so."""

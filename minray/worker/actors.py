@@ -96,7 +96,7 @@ class ActorOps(StreamOps):
             "lifetime_resources": dict(options.lifetime_resources),
             "strategy": options.strategy,
             "placement_group": self.group_for(options.group),
-            "env_vars": dict(options.env_vars),
+            "env_vars": {**self.env_vars, **options.env_vars},  # wherever it will be, it inherits them
             "options": {
                 **identity,
                 "get_if_exists": options.get_if_exists,

@@ -92,6 +92,7 @@ class Link:
         self.gcs_link: Connection = None  # type: ignore[assignment]
         self.store: Any = None
         self.clustered = False  # there may be other nodes
+        self.env_vars: dict[str, str] = {}  # a worker's: what it was given, and what it creates inherits
         self.inbox: deque[Any] = deque()
         self.before_releases: Callable[[], None] = lambda: None  # a worker's: send the results that wait
         self._inbox_told = False

@@ -255,7 +255,6 @@ class WorkerRuntime(CoreWorker):
     def __init__(self, reactor: Reactor, config: Config, hello: Hello) -> None:
         super().__init__(reactor, config, hello)
         self.executor: Any = None
-        self.env_vars: dict[str, str] = {}
         self.blas: Any = None  # main's
         self._resources: dict[str, int] = {}
         self._resource_ids: dict[str, list[tuple[int, int]]] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from minray.gcs.actors import ALIVE, DEAD, PENDING, RESTARTING, ActorError, ActorTable
 from minray.gcs.nodes import NodeTable, Unplaceable
-from minray.wire.messages import StartActor, StopActor
+from minray.wire.messages import ActorStarted, StartActor, StopActor
 from tests.gcs.support import JOB, NODE, OWNER, actor_id, ended, orders, spec, started, updates
 
 ONE = actor_id(1)
@@ -208,6 +208,25 @@ def test_the_jobs_end_ends_its_actors(table: ActorTable) -> None:
     alive(table, 2, job_id=other)
     assert updates(table.job_finished(JOB)) == [(7, DEAD, 0)]
     assert table.state_of(actor_id(2, other)) == ALIVE
+
+
+def test_what_a_detached_actor_has_created_outlives_the_job_with_it(table: ActorTable) -> None:
+    def grown(number: int, owner: bytes, **changes: Any) -> bytes:
+        worker = bytes([number]) * 28
+        made = spec(number, owner=(NODE, owner, "unix:/o"), **changes)
+        table.create(made, subscriber=number)
+        table.started(NODE, ActorStarted(made["actor_id"], 0, (NODE, worker, "unix:/w"), None))
+        return worker
+
+    detached = grown(1, OWNER, lifetime="detached")
+    child = grown(2, detached)
+    grown(3, child)
+    plain = grown(4, OWNER)
+    grown(5, plain)
+    assert sorted(updates(table.job_finished(JOB))) == [(4, DEAD, 0), (5, DEAD, 0)]
+    table.check_invariants()
+    assert updates(table.owner_died(detached, "exit code 1")) == [(2, DEAD, 0)]
+    assert updates(table.owner_died(child, "exit code 1")) == [(3, DEAD, 0)]
 
 
 def test_names_are_taken_once_per_namespace(table: ActorTable) -> None:

@@ -92,6 +92,22 @@ def test_old_jobs_are_forgotten_and_the_rest_restored() -> None:
     other.check_invariants()
 
 
+def test_a_job_that_is_over_and_in_use_is_remembered() -> None:
+    used = {b"\x01\0\0\0"}
+    table = JobTable(lambda: "", keep_finished=2, in_use=lambda job_id: job_id in used)
+    for number in range(1, 7):
+        answer, _ = table.add(job_info(number, node_id=b"n", config={"a": number}), now=1.0)
+        table.finish(answer["job_id"], now=2.0)
+        table.check_invariants()
+    assert [job["job_id"][:2] for job in table.public()] == ["01", "06"]
+    introduction = table.introduction(b"\x01\0\0\0", b"n")
+    assert introduction is not None and introduction["ended"]
+    used.clear()
+    answer, _ = table.add(job_info(7), now=1.0)
+    table.finish(answer["job_id"], now=2.0)
+    assert [job["job_id"][:2] for job in table.public()] == ["06", "07"]
+
+
 def node(number: int, **resources: int) -> dict[str, Any]:
     return {"node_id": bytes([number]) * 28, "resources": resources, "hostname": "here"}
 

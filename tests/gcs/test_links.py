@@ -28,7 +28,7 @@ from minray.wire.messages import (
     Watch,
     unpack,
 )
-from tests.gcs.support import JOB, NODE, OWNER, actor_id, spec, started
+from tests.gcs.support import JOB, NODE, OWNER, actor_id, ended, spec, started
 from tests.gcs.test_service import Peer
 
 M = TypeVar("M", bound=Message)
@@ -270,6 +270,23 @@ def test_a_job_is_introduced_to_a_node_before_its_first_actor_there(world: World
     world.ask("create_actor", spec(3, strategy=("affinity", NODE, False)))
     assert not [message for message in world.local if isinstance(message, Introduce)]  # it is at home there
     assert all(job.keys() >= {"job_id", "is_dead"} and "config" not in job for job in world.ask("jobs"))
+
+
+def test_of_a_job_that_is_over_a_node_hears_each_time(world: World) -> None:
+    """It forgets what it has no use for; a detached actor may come to it again, even to its driver's node."""
+    node, link = world.join(1)
+    add_job(world, NODE, config={"sys_path": ["/x"]})
+    made = {"lifetime": "detached", "options": {"max_restarts": -1}, "strategy": ("affinity", node, False)}
+    world.ask("create_actor", spec(1, **made))
+    world.ask("create_actor", spec(2, **{**made, "strategy": ("affinity", NODE, False)}))
+    assert len(link.take(Introduce)) == 1
+    world.says(NODE, Died(OWNER, -1, -1, -1, {"text": "exit code 0"}))
+    for node_id, number, got in ((node, 1, link.got), (NODE, 2, world.local)):
+        got.clear()
+        for incarnation in range(2):
+            world.says(node_id, ended(actor_id(number), incarnation))
+        introductions = [message for message in got if isinstance(message, Introduce)]
+        assert [message.job_config["ended"] for message in introductions] == [True, True]
 
 
 def test_whoever_waits_for_the_end_of_a_job_hears_it(world: World) -> None:

@@ -13,7 +13,7 @@ from minray.wire.messages import (
     LeaseRevoke,
 )
 
-from .support import CPU1, DRIVER, JOB, NODE, OTHER_JOB, World, actor_order
+from .support import CLASS, CPU1, DRIVER, JOB, NODE, OTHER_JOB, World, actor_order
 
 
 def test_a_demand_starts_workers_and_is_granted_when_they_arrive() -> None:
@@ -392,3 +392,23 @@ def test_the_end_of_a_job_spares_detached_actors_and_their_helpers() -> None:
     gone = {number for number, _, _ in world.exits}
     alive = {w.worker_id for w in world.pool.workers.values() if w.number not in gone}
     assert alive == {detached, helper}
+
+
+def test_the_end_of_a_job_leaves_owners_on_other_nodes_to_their_own_ends() -> None:
+    """They may be detached actors, or work for some: only the driver itself is known to be gone."""
+    far, driver = b"f" * 28, b"D" * 28
+    world = World(cpus=8)
+    for owner, key in ((far, 1), (driver, 2)):
+        world.table.stranger_joined(owner, (b"o" * 28, owner, "tcp:o:1"), CLASS)
+        world.demand(key, owner=owner)
+    for number, owner in ((1, far), (2, driver)):
+        spec = {"owner": (b"o" * 28, owner, "tcp:o:1")}
+        world.do(world.table.start_actor(actor_order(number, **spec), world.now))
+    world.register_all()
+    leased = {owner: world.take(LeaseGrant, owner)[0].worker[1] for owner in (far, driver)}
+    actors = world.table.actors.running()
+    world.do(world.table.job_gone(JOB, world.now, driver))
+    world.register_all()
+    gone = {number for number, _, _ in world.exits}
+    alive = {w.worker_id for w in world.pool.workers.values() if w.number not in gone}
+    assert alive == {leased[far], actors[actor_order(1).actor_id]}

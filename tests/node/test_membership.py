@@ -139,6 +139,7 @@ def test_other_nodes_ask(bench: Clustered) -> None:
 
 def test_an_actor_of_a_job_whose_driver_is_elsewhere(bench: Clustered) -> None:
     config = {"sys_path": ["/far"], "cwd": "/", "namespace": "n", "env_vars": {"A": "1", "B": "1"}}
+    config["driver"] = (OTHER, FAR, "tcp:o:1")
     order = actor_order(
         1,
         actor_id=b"a" * 12 + OTHER_JOB,
@@ -157,6 +158,30 @@ def test_an_actor_of_a_job_whose_driver_is_elsewhere(bench: Clustered) -> None:
     (waits,) = [m for m in bench.to_gcs if isinstance(m, Request) and m.method == "job_end"]
     bench.do(lambda: bench.node.on_gcs(Reply(waits.request_id, True, True)))
     wait_for(lambda: bench.node.table.pool.workers[1].state == "LEAVING")
+
+
+def test_a_job_that_is_over_and_of_which_nothing_is_left_is_forgotten(bench: Clustered) -> None:
+    jobs, table = bench.node.jobs, bench.node.table
+    driver = bench.driver()
+    driver.take(Registered)
+    driver.send(demand())
+    worker = bench.worker(1)
+    worker.take(Registered)
+    driver.conn.close()
+    bench.told_gcs(Died)
+    wait_for(lambda: bench.launcher.killed)
+    assert JOB in jobs._configs  # it still ends
+    bench.exits(1)
+    wait_for(lambda: JOB not in jobs._configs)
+    assert JOB not in table._homes and not jobs._ended
+
+    bench.do(lambda: bench.node.on_gcs(Introduce(JOB, {"sys_path": ["/again"], "ended": True})))
+    bench.do(lambda: bench.node.on_gcs(actor_order(1, lifetime="detached")))
+    started = wait_for(lambda: bench.launcher.orders.get(2))
+    assert started["sys_path"] == ["/again"]
+    bench.worker(2).take(Registered)
+    bench.exits(2)
+    wait_for(lambda: not jobs._configs)
 
 
 def test_the_drivers_job_travels_to_the_gcs(bench: Clustered) -> None:

@@ -1,0 +1,121 @@
+"""Several drivers of one cluster, one after the other and side by side: what one leaves, and what it does not touch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import minray as ray
+from tests.cluster.conftest import eventually
+
+HEAD = {"node:__internal_head__": 0.001}
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class Child:
+    def pid(self):
+        return os.getpid()
+
+    def env(self):
+        return {name: value for name, value in os.environ.items() if name.startswith("T_")}
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def environment():
+    return {name: value for name, value in os.environ.items() if name.startswith("T_")}
+
+
+@ray.remote(num_cpus=0)
+class Gate:
+    def __init__(self):
+        self.open = False
+        self.waiting = 0
+
+    def may_go(self):
+        self.waiting += not self.open
+        return self.open
+
+    def arrived(self):
+        return self.waiting
+
+    def let_go(self):
+        self.open = True
+
+
+@ray.remote(max_retries=0)
+def passes(gate):
+    while not ray.get(gate.may_go.remote()):
+        pass
+    return "through"
+
+
+@ray.remote(num_cpus=0)
+class Parent:
+    """Has work done, by actors and tasks, here and elsewhere."""
+
+    def have_child(self, where):
+        self.child = Child.options(resources=where).remote()
+        return ray.get(self.child.pid.remote())
+
+    def ask_child(self):
+        return ray.get(self.child.pid.remote())
+
+    def start(self, where):
+        self.gate = Gate.options(resources=HEAD).remote()
+        self.work = passes.options(resources=where).remote(self.gate)
+        while not ray.get(self.gate.arrived.remote()):
+            pass
+
+    def finish(self):
+        self.gate.let_go.remote()
+        return ray.get(self.work)
+
+    def environments(self, where):
+        child = Child.options(resources=where).remote()
+        own = Child.options(resources=where, runtime_env={"env_vars": {"T_CHILD": "c"}}).remote()
+        return ray.get([environment.options(resources=where).remote(), child.env.remote(), own.env.remote()])
+
+
+@pytest.mark.parametrize("where", [HEAD, {"b": 0.1}], ids=["the same node", "another node"])
+def test_who_works_for_a_detached_actor_outlives_the_driver_with_it(make_cluster, where):
+    cluster = make_cluster({"resources": {"b": 1}}, shutdown_grace_s=0.1)
+    cluster.connect(namespace="n")
+    parent = Parent.options(name="parent", lifetime="detached", resources=HEAD).remote()
+    child = ray.get(parent.have_child.remote(where))
+    ray.get(parent.start.remote(where))
+    mine = Child.options(resources=where).remote()
+    gone = ray.get(mine.pid.remote())
+    ray.shutdown()
+    eventually(lambda: not os.path.exists(f"/proc/{gone}"), "the driver's own actor ends")
+    cluster.connect(namespace="n")
+    parent = ray.get_actor("parent")
+    assert ray.get(parent.ask_child.remote(), timeout=20) == child
+    assert ray.get(parent.finish.remote(), timeout=20) == "through"
+    ray.get(parent.start.remote(where), timeout=20)  # and it may begin something new
+    assert ray.get(parent.finish.remote(), timeout=20) == "through"
+    ray.kill(parent)
+    eventually(lambda: not os.path.exists(f"/proc/{child}"), "the child ends with its parent")
+
+
+def test_a_detached_actor_uses_a_node_that_has_joined_after_its_driver_had_ended(make_cluster):
+    cluster = make_cluster()
+    cluster.connect(namespace="n")
+    ray.get(Parent.options(name="parent", lifetime="detached", resources=HEAD).remote().__ray_ready__.remote())
+    ray.shutdown()
+    cluster.add_node(resources={"b": 1})
+    cluster.connect(namespace="n")
+    parent = ray.get_actor("parent")
+    ray.get(parent.start.remote({"b": 0.1}), timeout=20)
+    assert ray.get(parent.finish.remote(), timeout=20) == "through"
+    assert ray.get(parent.have_child.remote({"b": 0.1}), timeout=20)
+    ray.kill(parent)
+
+
+@pytest.mark.parametrize("where", [HEAD, {"b": 0.1}], ids=["the same node", "another node"])
+def test_what_a_worker_creates_has_its_environment_wherever_it_runs(make_cluster, where):
+    cluster = make_cluster({"resources": {"b": 1}})
+    cluster.connect()
+    parent = Parent.options(resources=HEAD, runtime_env={"env_vars": {"T_PARENT": "p"}}).remote()
+    task, child, own = ray.get(parent.environments.remote(where), timeout=20)
+    assert task == child == {"T_PARENT": "p"} and own == {"T_PARENT": "p", "T_CHILD": "c"}
