@@ -18,20 +18,20 @@ OPS = ("in", "notin", "exists", "absent")
 
 def matches(labels: Labels, selector: Selector) -> bool:
     """Whether a node with these labels satisfies the selector."""
-    for name, (op, values) in selector.items():
-        value = labels.get(name)
-        if op == "in":
-            agrees = value is not None and value in values
-        elif op == "notin":
-            agrees = value is None or value not in values
-        elif op == "exists":
-            agrees = value is not None
-        else:
-            assert op == "absent", f"{op!r} is no operator for labels; there are {', '.join(OPS)}"
-            agrees = value is None
-        if not agrees:
-            return False
-    return True
+    return all(agrees(labels, name, op, values) for name, (op, values) in selector.items())
+
+
+def agrees(labels: Labels, name: str, op: str, values: Sequence[str]) -> bool:
+    """Whether a node with these labels satisfies one condition."""
+    value = labels.get(name)
+    if op == "in":
+        return value is not None and value in values
+    if op == "notin":
+        return value is None or value not in values
+    if op == "exists":
+        return value is not None
+    assert op == "absent", f"{op!r} is no operator for labels; there are {', '.join(OPS)}"
+    return value is None
 
 
 def describe_selector(selector: Selector) -> str:

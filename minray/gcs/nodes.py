@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from minray._base.labels import Selector, matches
@@ -90,7 +91,7 @@ class NodeTable:
         self._nodes.pop(node_id, None)
         self._nodes[node_id] = node
         self._live[node_id] = Live(node["resources"], node["resources"], node["resources"])
-        self._index.put(node_id, node["resources"])
+        self._index.put(node_id, node["resources"], node["labels"])
         return [save(TABLE, node_id, (node,))]
 
     def why_fenced(self, node_id: bytes, again: bool = False) -> str | None:
@@ -207,24 +208,22 @@ class NodeTable:
         actors_per_node: Mapping[bytes, int],
         avoid: bytes | None,
     ) -> bytes | None:
-        self._turn += 1
         best: tuple[tuple[bool, bool, bool, int], bytes] | None = None
-        looked = 0
-        for node_id in self._index.candidates(request, self._turn):
-            labels = self._nodes[node_id]["labels"]
-            if hard and not matches(labels, hard):
-                continue
+        preferred = self._index.candidates(request, self._turn, {**soft, **hard}) if soft else ()
+        others = self._index.candidates(request, self._turn, hard)
+        for looked, node_id in enumerate(chain(preferred, others)):
+            # Who asks next begins with the last one that this one has seen: so all are seen, and none is always first.
+            self._turn += looked != 1
             free = self._live[node_id].free
             rank = (
                 node_id == avoid,
-                bool(soft) and not matches(labels, soft),
                 any(amount > free.get(name, 0) for name, amount in request.items()),
+                bool(soft) and not matches(self._nodes[node_id]["labels"], soft),
                 actors_per_node.get(node_id, 0),
             )
             if best is None or rank < best[0]:
                 best = (rank, node_id)
-            looked += 1
-            if (looked == SAMPLE and not best[0][2]) or looked == 2 * SAMPLE:
+            if (looked + 1 == SAMPLE and not best[0][1]) or looked + 1 == 2 * SAMPLE:
                 break
         return None if best is None else best[1]
 

@@ -6,7 +6,7 @@ the owners in turn, then the keys of an owner in turn. Actors to be placed wait 
 demand for one worker each.
 
 Called by node.leases. Invariant: a demand is in the queue exactly once or not at all; the turn of an
-owner or a key moves on only when it was served.
+owner or a key moves on only when it was served, here or by another node.
 """
 
 from __future__ import annotations
@@ -147,12 +147,18 @@ class DemandQueue:
         demand = next((d for d in keys.values() if grant_one(d)), None)
         if demand is None:
             return False
-        # its turn is over: behind the others, as owner and as key
-        level[owner] = level.pop(owner)
-        keys[demand.key] = keys.pop(demand.key)
+        self.turn_over(demand)
         if demand.missing <= 0:
             self._remove((owner, demand.key), depth)
         return True
+
+    def turn_over(self, demand: Demand) -> None:
+        """It was served: behind the others with it, as owner and as key."""
+        depth = self._where.get((demand.owner, demand.key))
+        if depth is not None:
+            level = self._levels[depth]
+            keys = level[demand.owner] = level.pop(demand.owner)
+            keys[demand.key] = keys.pop(demand.key)
 
     def check_invariants(self) -> None:
         """The index and the levels agree, and everybody here misses something."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from minray._base.groups import of_users, plain
+from minray._base.groups import plain
 from minray._base.resources import describe
 from minray.node import pressure
 from minray.node.actor_placement import ActorPlacements
@@ -29,7 +29,7 @@ from minray.node.book import ResourceBook, ResourceIds, cpus_of
 from minray.node.bundles import Bundles
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
 from minray.node.spillover import Spillover
-from minray.node.view import View
+from minray.node.view import View, describe_node
 from minray.node.worker_pool import IDLE, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
 from minray.wire.messages import (
     Address,
@@ -373,11 +373,13 @@ class LeaseTable:
         return [*effects, ("send", demand.owner, warning)]
 
     def _infeasible_text(self, demand: Demand) -> str:
-        totals = of_users(self.book.totals)
-        others = self.away.view.describe_totals()
+        labels = self.away.labels_of(demand)
+        here = describe_node(self.book.totals, self.away.labels, labels)
+        others = self.away.view.describe_totals(labels)
         return (
             f"{demand.description} asks for {describe(plain(demand.resources))}{self.away.describe(demand)}, and no "
-            f"node has that much: node {self.node_id.hex()[:8]} has {describe(totals)} in all"
+            f"node has {'these labels and ' if labels else ''}that much: "
+            f"node {self.node_id.hex()[:8]} has {here} in all"
             f"{'; ' + others if others else ''}. Ask for less, or start a node that has it."
         )
 

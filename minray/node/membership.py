@@ -1,12 +1,14 @@
 """A node as one of several: it reports to the GCS and keeps its view of the others.
 
-    NodeService.settle ─▶ look ──(something changed, at most every 0.1 s)──▶ NodeReport ─▶ GCS
+    NodeService.settle ─▶ look ──(something changed, 0.1 s ago at least)───▶ NodeReport ─▶ GCS
     a timer ─────────────(every heartbeat_s)──────────────────────────────▶
     ClusterView of the GCS ─▶ view, and whoever waits for room elsewhere is looked at again
                               └─(who is gone)─▶ NodeGone ─▶ the processes of this node
 
 Made by node.service in a clustered session only: in one that ``init()`` starts there is none, and thus neither
-a periodic wake-up nor a report. Everything runs on the reactor's thread. Invariant: at most one report is due.
+a periodic wake-up nor a report. Everything runs on the reactor's thread. In large clusters the reports come more
+seldom, as the GCS's news do (``gcs.links``): however many nodes there are, at most a thousand reports per second reach
+it. Invariant: at most one report is due.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from minray.node.service import NodeService
 
 REPORT_S = 0.1  # between two reports, at least
+REPORT_S_PER_NODE = 0.001  # and this much more for each other node
 WAITING = 20  # kinds of requests that a report names
 COUNTED = 64  # waiting demands that are added up; each of the rest counts as one
 
@@ -53,7 +56,8 @@ class Membership:
     def look(self) -> None:
         """After each step of the node: has something changed that others should know?"""
         if self._due is None and self._heartbeat_s and self._state() != self._told:
-            delay = max(0.0, self._told_at + REPORT_S - self._node.now())
+            pause = report_pause(len(self._node.view))
+            delay = max(0.0, self._told_at + pause - self._node.now())
             self._due = self._node.reactor.call_later(delay, self._report)
 
     def _state(self) -> tuple[Resources, Resources, int]:
@@ -92,7 +96,6 @@ class Membership:
         node.table.actors.view_changed(node.now())
         node.do(node.table.view_changed(node.now()))
 
-
     def _gone(self, node_id: bytes) -> None:
         """A machine that froze or was cut off closes no connection: who waits for it has to be told."""
         node = self._node
@@ -102,6 +105,11 @@ class Membership:
         for peer in node.peers.values():
             if peer.number != STRANGER:
                 peer.conn.send_frame(frame)
+
+
+def report_pause(others: int) -> float:
+    """Seconds between two reports of a node that has so many others beside it."""
+    return REPORT_S + REPORT_S_PER_NODE * others
 
 
 def load_of(queue: DemandQueue) -> int:

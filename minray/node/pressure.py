@@ -218,13 +218,24 @@ def _who(actors: list[Lease], groups: list[str]) -> str:
 
 
 def _send_away(table: LeaseTable, plan: Plan) -> list[Effect]:
-    """Other nodes may have what is lacking here; what remains stays in the plan."""
+    """Other nodes may have what is lacking here; what remains stays in the plan. Those who lack it take turns at the
+    nodes with room, so that who lacks the most does not get it all."""
     effects: list[Effect] = []
-    for i, (demand, lacking) in enumerate(plan.unmet[:EXAMINED]):
-        before = demand.missing
-        effects += table.away.relieve(demand, lacking)
-        plan.unmet[i] = (demand, lacking - (before - demand.missing))
-    plan.unmet = [(demand, lacking) for demand, lacking in plan.unmet if lacking > 0]
+    waiting, left = plan.unmet[:EXAMINED], plan.unmet[EXAMINED:]
+    while waiting:
+        again: list[tuple[Demand, int]] = []
+        for demand, lacking in waiting:
+            before = demand.missing
+            effects += table.away.relieve(demand, lacking)
+            gone = before - demand.missing
+            if not gone:
+                left.append((demand, lacking))
+                continue
+            table.queue.turn_over(demand)
+            if lacking > gone:
+                again.append((demand, lacking - gone))
+        waiting = again
+    plan.unmet = left
     return effects
 
 

@@ -5,9 +5,14 @@
       └──────────────── LeaseSpill(count, that node): the owner asks there ◀───────────────────┘
     owner ─ LeaseDemand ─▶ that node ── grants, or LeaseDecline(count): the owner asks at home again
 
-The own node packs first and spills what lacks resources here; a demand that this node may not or can never
-hold (affinity, labels, a resource that it does not have) goes away whole, to be held in a queue there. A
-stranger's demand that finds nothing free is declined at once, unless it is to be held: its own node knows
+A demand that says nothing is packed on this node until half of what it asks for is in use here (``HALF``); then it
+goes to nodes below half, and then wherever least is in use. ``SPREAD`` takes turns. ``("near", node)`` asks that node
+first: most of the bytes of these tasks' arguments are there. A demand that this node may not or can never hold
+(affinity, labels, a resource that it does not have) goes away whole, to be held in a queue there. What was kept and
+then finds no room goes wherever something seems to be free. All this looks at a few nodes (``view.LOOKED_AT``), however
+many there are.
+
+A stranger's demand that finds nothing free is declined at once, unless it is to be held: its own node knows
 better where else to go. What was refused and what the owner has heard of it are counted for ever, so that
 messages may cross.
 
@@ -17,19 +22,23 @@ is wanted here no more; nothing is spilled for actors (the GCS places these) or 
 
 from __future__ import annotations
 
+import heapq
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from minray._base.labels import describe_selector, matches
+from minray._base.labels import Selector, describe_selector, matches
 from minray.node.demands import Demand, DemandKey
-from minray.node.pressure import fit_count
-from minray.node.view import LOOKED_AT, NodeRow, View
+from minray.node.pressure import EXAMINED, fit_count
+from minray.node.view import NodeRow, View
 from minray.node.worker_pool import Effect
-from minray.wire.messages import LeaseDecline, LeaseDemand, LeaseSpill
+from minray.wire.messages import LeaseDecline, LeaseDemand, LeaseSpill, Resources
 
 if TYPE_CHECKING:
     from minray.node.leases import LeaseTable
 
-AFFINITY, LABELS, SPREAD = "affinity", "labels", "SPREAD"
+AFFINITY, LABELS, SPREAD, NEAR = "affinity", "labels", "SPREAD", "near"
+HALF = 0.5  # of a node is filled before others are looked at
+EACH = 4  # workers, at least, that a node is asked for where many wait for room that nobody has
 
 
 class Spillover:
@@ -38,7 +47,7 @@ class Spillover:
     def __init__(self, table: LeaseTable, view: View, labels: dict[str, str]) -> None:
         self._table = table
         self.view = view
-        self._labels = labels
+        self.labels = labels
         self.strangers: set[bytes] = set()  # owners whose node is another
         self._refused: dict[bytes, dict[DemandKey, int]] = {}  # owner → key → workers, in all
         self._turns: dict[tuple[bytes, DemandKey], int] = {}  # of SPREAD demands: units placed so far
@@ -71,14 +80,21 @@ class Spillover:
             return self._to_one(demand, strategy)
         if not self.may_run_here(demand):
             return self._away(demand)
-        if strategy == SPREAD and self.view.nodes:
+        if not self.view.nodes:
+            return True, []
+        if strategy == SPREAD:
             return True, self._spread(demand)
-        return True, []
+        if isinstance(strategy, tuple) and strategy[0] == NEAR:
+            return True, self._near(demand, strategy[1]) + self._balance(demand)
+        soft = _soft(strategy)
+        if soft and not matches(self.labels, soft):
+            return True, self._to_those(demand, soft) + self._balance(demand)
+        return True, self._balance(demand)
 
     def may_run_here(self, demand: Demand) -> bool:
         """Whether this node has the labels and, idle, the resources."""
         hard = _hard(demand.strategy)
-        return self._table.book.feasible(demand.resources) and (not hard or matches(self._labels, hard))
+        return self._table.book.feasible(demand.resources) and (not hard or matches(self.labels, hard))
 
     def _to_one(self, demand: Demand, strategy: tuple[Any, ...]) -> tuple[bool, list[Effect]]:
         _, node_id, soft = strategy
@@ -95,35 +111,95 @@ class Spillover:
 
     def _away(self, demand: Demand) -> tuple[bool, list[Effect]]:
         """It cannot run here: to whoever seems free, the rest to be held where it could run."""
-        effects = self.relieve(demand, demand.missing)
-        rows = self._first(demand)
+        effects: list[Effect] = []
+        while demand.missing > 0 and (spilled := self.relieve(demand, demand.missing)):
+            effects += spilled
+        rows = self._sample(demand, demand.missing // EACH)
         for i, row in enumerate(rows):
             share = -(-demand.missing // (len(rows) - i))
             effects += self._spill(demand, row, share, hold=True)
         return demand.missing > 0, effects
 
-    def _spread(self, demand: Demand) -> list[Effect]:
-        """One here, one there, in turn, over the nodes that seem to have room."""
-        place = (demand.owner, demand.key)
-        turn = self._turns.get(place, 0)
-        rows = [row for row in self._first(demand) if row.fits(demand.resources)]
-        shares = [0] * (len(rows) + 1)
+    def _near(self, demand: Demand, node_id: bytes) -> list[Effect]:
+        """To the node that has the arguments, as far as it seems to have room."""
+        row = self.view.nodes.get(node_id)
+        return [] if row is None else self._spill(demand, row, fit_count(row.available, demand.resources))
+
+    def _to_those(self, demand: Demand, soft: Selector) -> list[Effect]:
+        """To nodes with the labels that it had better have, as far as they seem to have room."""
+        effects: list[Effect] = []
+        for row in self.view.sample(demand.resources, {**soft, **_hard(demand.strategy)}):
+            if matches(row.labels, soft):
+                effects += self._spill(demand, row, fit_count(row.available, demand.resources))
+        return effects
+
+    def _balance(self, demand: Demand) -> list[Effect]:
+        """Pack here to half, then on others to half, then where least is in use. Who finds no room stays here."""
+        request, book = demand.resources, self._table.book
+        free = self._left_by_others(demand)
+        if demand.missing <= 0 or _use_after(free, book.totals, request, demand.missing - 1) < HALF:
+            return []
+        rows = [row for row in self._sample(demand) if row.fits(request)]
+        if not rows:
+            return []
+        places = [(free, book.totals), *((row.available, row.totals) for row in rows)]
+        room = [fit_count(has, request) for has, _ in places]
+        heap = [(_score(*place, request, 0), i) for i, place in enumerate(places) if room[i]]
+        heapq.heapify(heap)
+        shares = [0] * len(places)
         for _ in range(demand.missing):
-            shares[turn % len(shares)] += 1
+            if not heap:
+                break
+            i = heap[0][1]
+            shares[i] += 1
+            if shares[i] < room[i]:
+                heapq.heapreplace(heap, (_score(*places[i], request, shares[i]), i))
+            else:
+                heapq.heappop(heap)
+        return self._share_out(demand, rows, shares)
+
+    def _spread(self, demand: Demand) -> list[Effect]:
+        """One here, one there, in turn, over the nodes that seem to have room. Who finds none stays here."""
+        place = (demand.owner, demand.key)
+        rows = [row for row in self._sample(demand) if row.fits(demand.resources)]
+        rows.sort(key=_by_id)  # so that few nodes stand in the same order each time
+        room = [fit_count(self._left_by_others(demand), demand.resources)]
+        room += [fit_count(row.available, demand.resources) for row in rows]
+        turn = self._turns.get(place, 0)
+        shares = [0] * len(room)
+        for _ in range(min(demand.missing, sum(room))):
+            while shares[turn % len(room)] >= room[turn % len(room)]:
+                turn += 1
+            shares[turn % len(room)] += 1
             turn += 1
         self._turns[place] = turn
+        return self._share_out(demand, rows, shares)
+
+    def _share_out(self, demand: Demand, rows: list[NodeRow], shares: list[int]) -> list[Effect]:
+        """``shares[0]`` and what is in no share stay here."""
         effects: list[Effect] = []
         for row, share in zip(rows, shares[1:], strict=True):
             effects += self._spill(demand, row, share)
         return effects
 
-    def _first(self, demand: Demand) -> list[NodeRow]:
-        rows = []
-        for row in self.view.candidates(demand.resources, _hard(demand.strategy)):
-            rows.append(row)
-            if len(rows) == LOOKED_AT:
-                break
-        return rows
+    def _left_by_others(self, demand: Demand) -> Resources:
+        """What is free here when the first of those that wait have what they want."""
+        free = dict(self._table.book.available)
+        for other in islice(self._table.queue, EXAMINED):
+            if other is not demand:
+                for name, amount in other.resources.items():
+                    free[name] = free.get(name, 0) - amount * other.missing
+        return free
+
+    def _sample(self, demand: Demand, least: int = 0) -> list[NodeRow]:
+        """A few other nodes that could hold it; of a demand that had better have some labels, such nodes."""
+        hard, soft = _hard(demand.strategy), _soft(demand.strategy)
+        rows = self.view.sample(demand.resources, {**soft, **hard}, least) if soft else []
+        return rows or self.view.sample(demand.resources, hard, least)
+
+    def labels_of(self, demand: Demand) -> list[str]:
+        """The names of the labels that it demands."""
+        return list(_hard(demand.strategy))
 
     def describe(self, demand: Demand) -> str:
         """What its strategy demands besides, for a message."""
@@ -133,20 +209,21 @@ class Spillover:
     # -- when resources lack -------------------------------------------------------------------------
 
     def relieve(self, demand: Demand, lacking: int) -> list[Effect]:
-        """``lacking`` workers of a demand find no resources here: spill or decline what can be."""
+        """``lacking`` workers of a demand find no resources here: spill what seems to find them on one other node;
+        of a stranger's decline them all."""
         if demand.actor is not None or demand.hold or _pinned(demand.strategy):
             return []
         if demand.owner in self.strangers:
             return self._decline(demand, lacking)
-        effects: list[Effect] = []
-        while lacking > 0 and self.view.nodes:
-            row = self.view.free(demand.resources, _hard(demand.strategy))
-            if row is None:
-                break
-            count = min(lacking, max(1, fit_count(row.available, demand.resources)))
-            effects += self._spill(demand, row, count)
-            lacking -= count
-        return effects
+        row = self._free(demand) if self.view.nodes else None
+        if row is None:
+            return []
+        return self._spill(demand, row, min(lacking, fit_count(row.available, demand.resources)))
+
+    def _free(self, demand: Demand) -> NodeRow | None:
+        hard, soft = _hard(demand.strategy), _soft(demand.strategy)
+        row = self.view.free(demand.resources, {**soft, **hard}) if soft else None
+        return row or self.view.free(demand.resources, hard)
 
     def _spill(self, demand: Demand, row: NodeRow, count: int, *, hold: bool = False) -> list[Effect]:
         count = min(count, demand.missing)
@@ -169,9 +246,32 @@ class Spillover:
         self._table.give_up(demand, count)
 
 
-def _hard(strategy: Any) -> Any:
-    return strategy[1] if isinstance(strategy, tuple) and strategy[0] == LABELS else None
+def _hard(strategy: Any) -> Selector:
+    return strategy[1] or {} if isinstance(strategy, tuple) and strategy[0] == LABELS else {}
+
+
+def _soft(strategy: Any) -> Selector:
+    return strategy[2] or {} if isinstance(strategy, tuple) and strategy[0] == LABELS else {}
 
 
 def _pinned(strategy: Any) -> bool:
     return isinstance(strategy, tuple) and strategy[0] == AFFINITY and not strategy[2]
+
+
+def _by_id(row: NodeRow) -> bytes:
+    return row.node_id
+
+
+def _use_after(free: Resources, totals: Resources, request: Resources, count: int) -> float:
+    """The share of what ``request`` names that is in use when ``count`` more of it are placed: of the scarcest."""
+    use = 0.0
+    for name, amount in request.items():
+        if amount > 0:
+            use = max(use, 1.0 - (free.get(name, 0) - amount * count) / totals.get(name, amount))
+    return use
+
+
+def _score(free: Resources, totals: Resources, request: Resources, count: int) -> float:
+    """The lower, the better: all nodes below half are equal."""
+    use = _use_after(free, totals, request, count)
+    return 0.0 if use < HALF else use

@@ -10,16 +10,18 @@ Invariants: the own node is never in it; the index holds exactly the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from minray._base.groups import of_users
-from minray._base.labels import Selector, matches
+from minray._base.labels import Labels, Selector
 from minray._base.node_index import NodeIndex
 from minray._base.resources import describe
 from minray.wire.messages import ClusterView, Resources
 
 LOOKED_AT = 8  # candidates per question: a sample, so that the price does not grow with the cluster
+NAMED = 3  # of nodes that have the same, in an error
 
 
 @dataclass(slots=True, eq=False)
@@ -64,16 +66,19 @@ class View:
                     continue
                 row = NodeRow(node_id, endpoint, address, totals, available, labels, load)
                 self.nodes[node_id] = row
-                self._index.put(node_id, totals)
+                self._index.put(node_id, totals, labels)
                 more = True
                 continue
             row.available, row.load = available, load
-            if totals is not None and totals != row.totals:
+            other = totals is not None and totals != row.totals
+            if other:
                 row.totals = totals
-                self._index.put(node_id, totals)
-                more = True
             if endpoint is not None:
+                other = other or labels != row.labels
                 row.endpoint, row.address, row.labels = endpoint, address, labels
+            if other:
+                self._index.put(node_id, row.totals, row.labels)
+                more = True
         for node_id in message.gone:
             if self.nodes.pop(node_id, None) is not None:
                 self._index.drop(node_id)
@@ -81,11 +86,14 @@ class View:
 
     def candidates(self, request: Mapping[str, int], hard: Selector | None = None) -> Iterator[NodeRow]:
         """The others that could hold the request and have these labels, from another one on each time. Lazy."""
-        self._turn += 1
-        for node_id in self._index.candidates(request, self._turn):
-            row = self.nodes[node_id]
-            if not hard or matches(row.labels, hard):
-                yield row
+        for looked, node_id in enumerate(self._index.candidates(request, self._turn, hard)):
+            # Who asks next begins with the last one that this one has seen: so all are seen, and none is always first.
+            self._turn += looked != 1
+            yield self.nodes[node_id]
+
+    def sample(self, request: Mapping[str, int], hard: Selector | None = None, least: int = 0) -> list[NodeRow]:
+        """The first few of ``candidates``, or ``least`` of them if that is more."""
+        return list(islice(self.candidates(request, hard), max(LOOKED_AT, least)))
 
     def feasible(self, request: Mapping[str, int], hard: Selector | None = None) -> bool:
         """Whether another node could ever hold it."""
@@ -93,11 +101,9 @@ class View:
 
     def free(self, request: Mapping[str, int], hard: Selector | None = None) -> NodeRow | None:
         """A node, of the first few that could hold it, where it seems to be free now."""
-        for looked, row in enumerate(self.candidates(request, hard)):
+        for row in islice(self.candidates(request, hard), LOOKED_AT):
             if row.fits(request):
                 return row
-            if looked + 1 == LOOKED_AT:
-                break
         return None
 
     def book(self, node_id: bytes, request: Mapping[str, int], count: int = 1) -> None:
@@ -108,14 +114,20 @@ class View:
             for name, amount in request.items():
                 row.available[name] = row.available.get(name, 0) - amount * count
 
-    def describe_totals(self, limit: int = 10) -> str:
-        """Every other node's totals, for an error: what ``describe`` says of each."""
+    def describe_totals(self, labels: Iterable[str] = (), limit: int = 10) -> str:
+        """Every other node's totals, and what it has of these labels, for an error. Nodes that have the same are
+        named together."""
+        names = list(labels)
+        alike: dict[str, list[str]] = {}
+        for row in self.nodes.values():
+            alike.setdefault(describe_node(row.totals, row.labels, names), []).append(row.node_id.hex()[:8])
         texts = []
-        for row in list(self.nodes.values())[:limit]:
-            totals = of_users(row.totals)
-            texts.append(f"node {row.node_id.hex()[:8]} has {describe(totals)}")
-        if len(self.nodes) > limit:
-            texts.append(f"and {len(self.nodes) - limit} more nodes")
+        for text, ids in list(alike.items())[:limit]:
+            more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+            several = f"{len(ids)} nodes ({', '.join(ids[:NAMED])}{more}) have {text} each"
+            texts.append(several if len(ids) > 1 else f"node {ids[0]} has {text}")
+        if len(alike) > limit:
+            texts.append(f"and {sum(len(ids) for ids in list(alike.values())[limit:])} more nodes")
         return "; ".join(texts)
 
     def check_invariants(self) -> None:
@@ -125,3 +137,9 @@ class View:
         assert len(self._index) == len(self.nodes)
         for node_id, row in self.nodes.items():
             assert row.node_id == node_id and self._index.holds(node_id, row.totals)
+
+
+def describe_node(totals: Resources, has: Labels, labels: Iterable[str]) -> str:
+    """``CPU: 4, memory: 8 GB, zone=a``: what an error says that a node has; of its labels only the named ones."""
+    said = [f"{name}={has[name]}" if name in has else f"no label {name}" for name in labels]
+    return ", ".join([describe(of_users(totals)), *said])

@@ -187,6 +187,8 @@ class Core:
                 self.owner.tasks.pop(task.seq, None)
                 self.fail(task, task.error)
                 return
+            if self.owner.clustered and task.function.key.strategy is None:
+                self.owner.go_near(task)
         self.owner.enqueue(task)
 
     def _fill_top(self, task: Task) -> None:

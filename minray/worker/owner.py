@@ -33,11 +33,12 @@ from minray.wire.messages import (
     Steal,
     pack,
 )
-from minray.worker.tasks import Elsewhere, Function, Lease, SchedulingKey, Task
+from minray.worker.tasks import STORED, Elsewhere, Function, Lease, SchedulingKey, Task
 
 STEAL_AFTER_S = 0.003
 LAST_WORDS_S = 0.5  # how long a dead worker's connection may take to end
 UNREACHABLE_S = 2.0  # how long a worker without a connection may take to be dead
+SPREAD, NEAR = "SPREAD", "near"  # strategies, see _base.options and go_near()
 UNFLOODED = 1024  # demands beyond this are not refined: no node has more workers to give
 
 
@@ -63,12 +64,41 @@ class TaskManager:
         self._lease_idle_s = lease_idle_s
         self._sent_functions: dict[bytes, set[int]] = {}  # worker_id → what it has
         self._endpoints: dict[bytes, str] = {}  # of other nodes that we have been sent to
+        self._near: dict[tuple[int, bytes], Function] = {}  # by function and node: the same, asked for there first
+        self._near_keys: dict[tuple[int, bytes], SchedulingKey] = {}
+        self.clustered = False  # there may be other nodes
 
     # -- submission --------------------------------------------------------------------------------
 
     def add(self, task: Task) -> None:
         """A task whose arguments may still be missing (``unresolved`` > 0)."""
         self.tasks[task.seq] = task
+
+    def go_near(self, task: Task) -> None:
+        """If most bytes of its stored arguments are on one other node, it had better run there."""
+        size = {self.home: 0}
+        for _, status, value, _, _ in task.extra["top"] if task.extra else ():
+            if status == STORED:
+                size[value[0][0]] = size.get(value[0][0], 0) + value[1]
+        if type(task.payload) is tuple and task.payload[0] == "stored":  # the rest of the arguments, written here
+            size[self.home] += task.payload[1][1]
+        node_id = max(size, key=size.__getitem__)  # of equals the first: our own
+        if node_id != self.home:
+            task.function = self._near_to(task.function, node_id)
+
+    def _near_to(self, function: Function, node_id: bytes) -> Function:
+        """The same with a scheduling key of its own: our node asks that node first, and then any."""
+        place = (function.function_id, node_id)
+        found = self._near.get(place)
+        if found is None:
+            old = function.key
+            key = self._near_keys.get((old.number, node_id))
+            if key is None:
+                number = len(self.keys) + 1
+                key = old.under(number, (NEAR, node_id))
+                self.keys[number] = self._near_keys[(old.number, node_id)] = key
+            found = self._near[place] = function.under(key)
+        return found
 
     def enqueue(self, task: Task) -> None:
         """All its arguments are there: it may run."""
@@ -189,6 +219,8 @@ class TaskManager:
     def on_node_lost(self, node_id: bytes) -> None:
         """Another node does not hear us any more. What becomes of its workers is told elsewhere."""
         self._endpoints.pop(node_id, None)
+        for place in [place for place in self._near if place[1] == node_id]:
+            del self._near[place]
         for key in self.keys.values():
             if key.elsewhere.pop(node_id, None) is not None:
                 self._demand(key)
@@ -242,7 +274,11 @@ class TaskManager:
     def _arm_idle(self, key: SchedulingKey) -> None:
         if not key.idle_timer and key.leases:
             key.idle_timer = True
-            self.effects.append(("timer", self._lease_idle_s, "idle", key.number))
+            self.effects.append(("timer", self._idle_s(key), "idle", key.number))
+
+    def _idle_s(self, key: SchedulingKey) -> float:
+        """How long a lease stays warm. Tasks that are to be spread do not wait for each other's workers."""
+        return 0.0 if self.clustered and key.strategy == SPREAD else self._lease_idle_s
 
     def on_idle_timer(self, number: int, now: float) -> None:
         """Return the leases that have been idle for a while; see to those of whom nothing is heard."""
@@ -253,7 +289,7 @@ class TaskManager:
                 self._on_silence(lease, now)
             elif lease.inflight or lease.closed:
                 continue
-            elif now - lease.idle_since >= self._lease_idle_s * 0.9:
+            elif now - lease.idle_since >= self._idle_s(key) * 0.9:
                 self._drop_lease(lease)
                 self._tell(lease, LeaseReturn(lease.lease_no, False))
         if any(not x.inflight or x.broken or x.death is not None for x in key.leases.values()):

@@ -112,6 +112,7 @@ class CoreWorker(ActorOps):
             lease_idle_s=config.lease_idle_s,
             lineage_bytes=config.lineage_bytes if self.clustered else None,
         )
+        self.core.owner.clustered = self.clustered
         self.gcs_link = self.node
         if msg.gcs_endpoint != self.node.endpoint:
             self.gcs_link = self.reactor.dial(msg.gcs_endpoint, self.hello, self)

@@ -60,7 +60,6 @@ class Submission(GroupOps):
 
     depth = 0  # of the tasks that run here: 0 in a driver
     _function_count = 0
-    _key_count = 0
 
     def _init_submission(self) -> None:
         self._keys: dict[Any, SchedulingKey] = {}
@@ -113,9 +112,8 @@ class Submission(GroupOps):
         name = (options.scheduling_key, self.depth)
         key = self._keys.get(name)
         if key is None:
-            self._key_count += 1
             key = self._keys[name] = SchedulingKey(
-                self._key_count,
+                len(self.core.owner.keys) + 1,
                 dict(options.resources),
                 options.strategy,
                 dict(options.env_vars),

@@ -59,6 +59,14 @@ class Function:
         self.meta = meta  # built-ins; travels beside the blob
         self.options = options  # what was written, for who submits it elsewhere
 
+    def under(self, key: SchedulingKey) -> Function:
+        """The same function, for tasks of another key."""
+        return Function(
+            self.function_id, self.blob, self.name, key,
+            num_returns=self.num_returns, max_retries=self.max_retries, max_calls=self.max_calls, meta=self.meta,
+            options=self.options,
+        )  # fmt: skip
+
 
 class Task:
     """One submitted call, until its results are there."""
@@ -254,6 +262,13 @@ class SchedulingKey:
         self.avg_ns = -1.0  # running time of these tasks, smoothed; -1: unknown
         self.idle_timer = False
         self.steal_timer = False
+
+    def under(self, number: int, strategy: Any) -> SchedulingKey:
+        """A key for the same kind of tasks, but with another strategy."""
+        return SchedulingKey(
+            number, self.resources, strategy, self.env_vars, self.depth, self.description,
+            pipelined=self.pipelined, retires=self.retires,
+        )  # fmt: skip
 
     def pipeline(self, limit: int) -> int:
         """How many tasks a worker may have: about two milliseconds' worth."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from minray.node.demands import WorkerClass
@@ -38,13 +39,103 @@ class Cluster(World):
         return [(m.node_id, m.count, m.hold) for m in self.take(LeaseSpill, DRIVER)]
 
 
-def test_what_fits_here_stays_here() -> None:
-    world = Cluster(cpus=2)
-    world.see(row(A, {"CPU": 80_000}))
+def test_half_of_this_node_is_filled_before_others_are_looked_at() -> None:
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 40_000}))
     world.demand(2)
+    assert world.spills() == []
     world.register_all()
     assert len(world.take(LeaseGrant)) == 2
+    world.demand(4)
+    assert world.spills() == [(A, 2, False)]
+
+
+def test_beyond_half_the_least_used_is_next() -> None:
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 20_000}, {"CPU": 80_000}), row(B, {"CPU": 60_000}, {"CPU": 80_000}))
+    world.demand(8)
+    # here to 2 of 4, B to 4 of 8; then both are at 1/2, A at 6/8: here, B, B (5/8), here (3/4), …
+    assert world.spills() == [(B, 4, False)]
+    (demand,) = world.table.demands.values()
+    assert demand.wanted == 4
+
+
+def test_what_waits_in_front_counts_as_use() -> None:
+    world = Cluster(cpus=2)
+    world.demand(2, key=1)
+    world.see(row(A, {"CPU": 80_000}))
+    world.demand(1, key=2)
+    assert world.spills() == [(A, 1, False)]
+
+
+def test_what_asks_for_nothing_stays_here() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 80_000}))
+    world.demand(20, resources={})
     assert world.spills() == []
+
+
+def test_tasks_go_where_their_arguments_are_as_far_as_there_is_room() -> None:
+    world = Cluster(cpus=8)
+    world.see(row(A, {"CPU": 20_000}), row(B, {"CPU": 80_000}))
+    world.demand(3, strategy=("near", A))
+    assert world.spills() == [(A, 2, False)], "the third is packed here: this node is idle"
+    world.demand(1, key=2, strategy=("near", A))
+    assert world.spills() == [], "what A was asked for counts until its next word"
+    world.see(gone=(A,))
+    world.demand(2, key=2, strategy=("near", A))
+    assert world.spills() == []
+
+
+def test_labels_that_it_had_better_have() -> None:
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 10_000}, disk="ssd"), row(B, {"CPU": 40_000}))
+    world.demand(3, strategy=("labels", {}, {"disk": ("in", ("ssd",))}))
+    assert world.spills() == [(A, 1, False)]
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 2, "the rest makes do without"
+
+
+def test_soft_labels_do_not_outweigh_hard_ones() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 10_000}, disk="ssd"), row(B, {"CPU": 10_000}, zone="b"))
+    hard, soft = {"zone": ("in", ("b",))}, {"disk": ("in", ("ssd",)), "zone": ("in", ("a",))}
+    world.demand(1, strategy=("labels", hard, soft))
+    assert world.spills() == [(B, 1, False)]
+
+
+def test_an_unknown_label_is_named_with_what_the_nodes_have() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 10_000}, zone="a"), row(B, {"CPU": 10_000}, zone="a"))
+    world.demand(1, strategy=("labels", {"zone": ("in", ("x",))}, {}))
+    (warning,) = world.take(LeaseInfeasible)
+    assert f"2 nodes ({A.hex()[:8]}, {B.hex()[:8]}) have CPU: 1, zone=a each" in warning.text
+    assert "has CPU: 1, no label zone in all" in warning.text
+
+
+def test_room_elsewhere_is_shared_by_all_who_wait() -> None:
+    world = Cluster(cpus=1)
+    others = {DRIVER: 1000, b"e" * 28: 3, b"f" * 28: 50}
+    for owner, wanted in others.items():
+        world.demand(wanted, owner=owner)
+    world.register_all()
+    given: Counter[bytes] = Counter()
+    for _ in range(6):
+        world.see(row(A, {"CPU": 10_000}))
+        given.update(owner for owner, m in world.sent if isinstance(m, LeaseSpill))
+        world.sent.clear()
+    assert given == dict.fromkeys(others, 2)
+    world.see(row(A, {"CPU": 10_000}), row(B, {"CPU": 10_000}))
+    assert {owner for owner, m in world.sent if isinstance(m, LeaseSpill)} <= set(others)
+    assert len(world.take(LeaseSpill)) == 2
+
+
+def test_a_flood_that_cannot_run_here_is_held_at_many_nodes() -> None:
+    world = Cluster(cpus=1)
+    names = [bytes([number]) * 28 for number in range(65, 105)]
+    world.see(*(row(name, {}, {"GPU": 10_000}) for name in names))
+    world.demand(160, resources={"GPU": 10_000})
+    assert sorted(world.spills()) == [(name, 4, True) for name in names]
 
 
 def test_what_lacks_resources_goes_where_they_seem_free() -> None:
@@ -117,6 +208,24 @@ def test_spread_goes_round() -> None:
     world.see(row(A, {"CPU": 40_000}), row(B, {"CPU": 40_000}))
     world.demand(6, strategy="SPREAD")
     assert sorted(world.spills()) == [(A, 2, False), (B, 2, False)]
+
+
+def test_spread_goes_round_also_one_by_one() -> None:
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 40_000}), row(B, {"CPU": 40_000}))
+    where = []
+    for _ in range(6):
+        world.demand(1, strategy="SPREAD", refused=sum(name is not None for name in where))
+        where.append(next((node_id for node_id, _, _ in world.spills()), None))
+        world.demand(0, strategy="SPREAD", refused=sum(name is not None for name in where))
+    assert where == [None, A, B] * 2
+
+
+def test_spread_asks_nobody_for_more_than_there_is() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {"CPU": 10_000}), row(B, {"CPU": 20_000}))
+    world.demand(9, strategy="SPREAD")
+    assert sorted(world.spills()) == [(A, 1, False), (B, 2, False)]
 
 
 def test_a_stranger_gets_what_is_free_and_a_no_for_the_rest() -> None:

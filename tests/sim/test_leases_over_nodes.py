@@ -148,6 +148,8 @@ class World:
     def _make_key(self, number: int) -> SchedulingKey:
         anywhere: list[Any] = [None, None, "SPREAD", ("affinity", self.rng.choice(list(self.nodes)), True)]
         anywhere.append(("labels", {"zone": ("in", ("a", "b"))}, {}))
+        anywhere.append(("labels", {}, {"zone": ("in", ("b",))}))
+        anywhere.append(("near", self.rng.choice([*self.nodes, b"?" * 28])))
         resources = self.rng.choice([{"CPU": CPU}, {"CPU": CPU}, {"CPU": CPU // 2}, {}])
         some_slot = any("slot" in node.totals for node in self.nodes.values())
         if some_slot and self.rng.random() < 0.3:

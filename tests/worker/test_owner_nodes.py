@@ -112,6 +112,18 @@ def test_a_node_that_is_lost_is_not_counted_on() -> None:
     assert world.did() == []
 
 
+def test_spread_keeps_no_worker_warm() -> None:
+    world = World()
+    world.key.strategy = "SPREAD"
+    world.owner.clustered = True
+    (task,) = world.submit()
+    lease = world.grant()
+    world.answer(task)
+    world.did()
+    world.pass_time(0)
+    assert world.take(LeaseReturn) == [LeaseReturn(lease.lease_no, False)]
+
+
 def test_leases_at_home_are_returned_at_home() -> None:
     world = World()
     (task,) = world.submit()
