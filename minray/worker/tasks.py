@@ -267,7 +267,7 @@ class SchedulingKey:
         """A key for the same kind of tasks, but with another strategy."""
         return SchedulingKey(
             number, self.resources, strategy, self.env_vars, self.depth, self.description,
-            pipelined=self.pipelined, retires=self.retires,
+            pipelined=self.pipelined, retires=self.retires, again=self.again,
         )  # fmt: skip
 
     def pipeline(self, limit: int) -> int:
