@@ -114,6 +114,7 @@ class Lineage:
             made = None if seq is None else self._made.get(seq)
             if made is not None:
                 inputs[made] = None
+        task.parent = None  # it has been waited for; what submitted it need not stay
         made = self._made[task.seq] = Made(self, task, tuple(inputs))
         for one in inputs:
             one.users += 1
@@ -170,7 +171,8 @@ class Lineage:
         if record.owner is None:
             self.on_lost(object_id, location, reason)
         elif record.status == STORED and record.value[0] == location:
-            core.effects.append(("send", record.owner, pack(ObjectLost(object_id, location, reason))))
+            if record.owner[1] not in core.dead:
+                core.effects.append(("send", record.owner, pack(ObjectLost(object_id, location, reason))))
             inner, record.contains = record.contains, ()
             record.status, record.value = PENDING, None
             for one in inner:
@@ -222,7 +224,7 @@ class Lineage:
         task.attempt += 1
         task.retries -= task.retries > 0
         task.extra = None if task.actor is None else _without_top(task.extra)
-        task.error = None
+        task.error, task.cancelled = None, False
         core.submit(task, 0.0, ids)
 
     def _fail(self, task: Task, ids: list[bytes], reason: str, why: str) -> None:

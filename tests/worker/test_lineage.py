@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minray.wire.messages import FETCH, TASKS, VALUES, ObjectLost
+from minray.wire.messages import FETCH, TASKS, VALUES, Died, ObjectLost
 from minray.worker.lineage import ENTRY_BYTES, Lineage
 from minray.worker.references import ERROR, INLINE, PENDING, STORED
 from minray.worker.tasks import MULTI, STREAMING, Task
@@ -300,6 +300,29 @@ def test_a_borrower_tells_the_owner_and_asks_again() -> None:
     world.do(world.core.on_values, [(THEIRS, STORED, at(FARTHER))])
     assert len(asker.heard) == 1
     assert world.holds(THEIRS) == (STORED, at(FARTHER))
+
+
+def test_a_borrower_of_a_dead_owner_hears_that() -> None:
+    world = LineageWorld()
+    world.borrow(THEIRS, OWNER)
+    world.ask(THEIRS)
+    world.do(world.core.on_values, [(THEIRS, STORED, at(FAR))])
+    world.do(world.core.on_died, Died(OWNER[1], -1, -1, -1, {}), world.now)
+    world.did()
+    world.do(world.lineage.on_unreadable, THEIRS, at(FAR)[0], "node is dead")
+    assert world.did() == []
+    assert world.holds(THEIRS) == (ERROR, ("owner_died", THEIRS, OWNER))
+
+
+def test_a_cancel_that_came_too_late_is_forgotten() -> None:
+    world = LineageWorld()
+    task, (object_id,) = world.submit()
+    world.do(lambda: world.core.cancel_task(task, force=False, recursive=False))
+    world.answer(task, STORED, at(FAR))
+    assert world.holds(object_id) == (STORED, at(FAR))
+    world.lose(object_id)
+    world.do(world.core.on_died, Died(address("w1")[1], 1, task.seq, 1, {}), world.now)  # its worker dies: once more
+    assert world.holds(object_id)[0] == PENDING
 
 
 def test_the_owner_answers_a_borrower_with_the_new_place() -> None:
