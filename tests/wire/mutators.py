@@ -14,6 +14,14 @@ EDGES = [
     b"\xff" * 4, b"\xff" * 8, b"\x00" * 4, b"\xfe\xff\xff\x7f", b"\x80\x05", b"\x80\x05\x95", b"\x93minray\n",
     b"\x16\x03\x01", b"GET / HTTP/1.1\r\n", b"SSH-2.0-", b"cos\nsystem\n(S'true'\ntR.",
 ]  # fmt: skip
+# What a TLS client says first.
+CLIENT_HELLO = bytes.fromhex(
+    "16030100dc010000d803033cc6c468d61a5474ac1c1b8ea360e5e9f45fbc46d9ea9fafe711c2074ba939cb201bf701bc79491511"
+    "12b1785a3722b499d98875762f8f9b3c2be32515daaca54a000813021303130100ff01000087000b000403000102000a00160014"
+    "001d0017001e0019001801000101010201030104002300000016000000170000000d001e001c040305030603080708080809080a"
+    "080b080408050806040105010601002b0003020304002d00020101003300260024001d002089088ee40843902fc27b9e169b2628"
+    "dc9abfd824382cc29611f8c507b2a5033b"
+)
 # Every instruction of every protocol.
 _CODES = [*range(0x80, 0x99), *b"(.012FIJKLMNPQRSTUVXabcdeghijloprstu]}G)BC"]
 OPCODES = [bytes([code]) for code in _CODES]

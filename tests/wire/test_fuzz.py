@@ -1,9 +1,10 @@
-"""Damaged and hostile bytes for the handshake, the framing, the codec and whole connections, by seeds.
+"""Damaged and hostile bytes for the handshake, the framing, the codec, TLS and whole connections, by seeds.
 
-``MINRAY_TEST_FUZZ`` says how many cases (``tox -e fuzz``: a million); two thirds of them come from a peer that has
-proved nothing. Nothing may come of a case but the wire's own errors; no case may be let in that should not be; none
-may take memory beyond the bound of a frame and a constant (looked at in a sample), or for ever (a watchdog ends
-the process with a stack). ``MINRAY_TEST_FUZZ_SEED=name:number`` repeats a single case.
+``MINRAY_TEST_FUZZ`` says how many cases (``tox -e fuzz``: a million, and some for TLS); two thirds of them come from a
+peer that has proved nothing. Nothing may come of a case but the wire's own errors; no case may be let in that should
+not be; none may take memory beyond the bound of a frame and a constant (looked at in a sample; the process's highest
+mark is looked at for all of them together), or for ever (a watchdog ends the process with a stack).
+``MINRAY_TEST_FUZZ_SEED=name:number`` repeats a single case.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import faulthandler
 import os
 import pickle
+import resource
 import socket
 import sys
 import tracemalloc
@@ -31,7 +33,9 @@ from minray.wire.errors import HandshakeError, ProtocolError
 from minray.wire.framing import FrameDecoder, encode_frame
 from minray.wire.messages import pack
 from minray.wire.reactor import Reactor
-from tests.wire.mutators import damage, message, pieces, program
+from minray.wire.tls import Tls
+from tests.wire.certificates import make_authority, make_certificate
+from tests.wire.mutators import CLIENT_HELLO, damage, message, pieces, program
 from tests.wire.support import TOKEN, hello, make_reactor
 
 COUNT = int(os.environ.get("MINRAY_TEST_FUZZ", "20000"))
@@ -39,6 +43,7 @@ ONLY = os.environ.get("MINRAY_TEST_FUZZ_SEED", "")
 FRAME_BOUND = 64 * 1024
 CONSTANT = 4 * 1024 * 1024
 SAMPLE = 100  # of so many cases one is looked at for memory
+GROWTH = 32 * 1024 * 1024  # of the whole process, over all cases of a target: with pytest's own, and the allocator's
 PATIENCE_S = 60  # for a thousand cases
 BUILT_IN = (type(None), bool, int, float, str, bytes, bytearray, tuple, list, dict, set, frozenset)
 
@@ -152,6 +157,26 @@ def fuzz_strangers(rng: Random, reactor: Reactor, endpoint: str) -> str:
             assert receive(sock) == b""
     settle(reactor)
     return "answered" if answer else "cut off"
+
+
+def fuzz_tls(rng: Random, tls: Tls) -> str:
+    """A server with TLS hears something like a TLS client, which can never finish: it has no certificate."""
+    kind = rng.randrange(10)
+    said = CLIENT_HELLO if kind == 0 else damage(rng, CLIENT_HELLO) if kind < 8 else first_words(rng, CLIENT_HELLO)
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+        there.setblocking(False)
+        server = tls.wrap(here, True, lambda: None)
+        try:
+            for piece in [*pieces(rng, said), *pieces(rng, rng.choice((b"", said, planted(rng))))]:
+                if piece:
+                    there.send(piece)
+                    assert server.shake_hands() != 0
+            answer = receive(there)
+        except HandshakeError:
+            return "refused"
+        return "answered" if answer else "waits"
 
 
 # --- after it
@@ -296,10 +321,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Reactor, list[str]
 # --- the drive
 
 
-def drive(name: str, share: float, target: Target) -> tuple[Counter[str], int]:
-    """Run its share of the cases. Returns what came of them, and the most memory that one took."""
+def drive(name: str, share: float, target: Target) -> tuple[Counter[str], int, int]:
+    """Run its share of the cases. Returns what came of them, the most memory that one took (of those that were
+    looked at), and by how much the process has grown, in bytes."""
     outcomes: Counter[str] = Counter()
     peak = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     numbers: Any = range(round(COUNT * share))
     if ONLY:
         wanted, _, number = ONLY.partition(":")
@@ -320,14 +347,17 @@ def drive(name: str, share: float, target: Target) -> tuple[Counter[str], int]:
             if looked_at:
                 tracemalloc.stop()
     faulthandler.cancel_dump_traceback_later()
-    return outcomes, peak
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
+    return outcomes, peak, grown
 
 
-def report(capsys: pytest.CaptureFixture[str], name: str, outcomes: Counter[str], peak: int) -> None:
-    assert peak <= FRAME_BOUND + CONSTANT
+def report(capsys: pytest.CaptureFixture[str], name: str, outcomes: Counter[str], peak: int, grown: int) -> None:
     if COUNT > 20_000:
         with capsys.disabled():
-            print(f"\nfuzz {name}: {outcomes.total():,} cases, {dict(outcomes)}, at most {peak:,} bytes")
+            print(f"\nfuzz {name}: {outcomes.total():,} cases, {dict(outcomes)}, at most {peak:,} bytes in one, "
+                  f"the process grew by {grown:,}")  # fmt: skip
+    assert peak <= FRAME_BOUND + CONSTANT
+    assert grown <= FRAME_BOUND + GROWTH
 
 
 @pytest.fixture(autouse=True)
@@ -350,19 +380,32 @@ PURE: list[tuple[str, float, Target, set[str]]] = [
 def test_the_machines(
     name: str, share: float, target: Target, kinds: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcomes, peak = drive(name, share, target)
-    report(capsys, name, outcomes, peak)
+    outcomes, *memory = drive(name, share, target)
+    report(capsys, name, outcomes, *memory)
     assert ONLY or set(outcomes) == kinds  # else it tries too little
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    folder = tmp_path_factory.mktemp("pki")
+    make_authority(folder, "ours")
+    return Tls(*make_certificate(folder, "head", "ours"))
+
+
+def test_tls(tls: Tls, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes, *memory = drive("tls", 0.02, lambda rng: fuzz_tls(rng, tls))
+    report(capsys, "tls", outcomes, *memory)
+    assert ONLY or set(outcomes) == {"refused", "waits", "answered"}
 
 
 def test_strangers(server: tuple[Reactor, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     reactor, let_in = server
-    outcomes, peak = drive("strangers", 0.06, lambda rng: fuzz_strangers(rng, reactor, "mem:fuzz"))
-    report(capsys, "strangers", outcomes, peak)
+    outcomes, *memory = drive("strangers", 0.06, lambda rng: fuzz_strangers(rng, reactor, "mem:fuzz"))
+    report(capsys, "strangers", outcomes, *memory)
     assert let_in == []
 
 
 def test_members(server: tuple[Reactor, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     reactor, _ = server
-    outcomes, peak = drive("members", 0.03, lambda rng: fuzz_members(rng, reactor, "mem:fuzz"))
-    report(capsys, "members", outcomes, peak)
+    outcomes, *memory = drive("members", 0.03, lambda rng: fuzz_members(rng, reactor, "mem:fuzz"))
+    report(capsys, "members", outcomes, *memory)

@@ -7,12 +7,13 @@ import contextlib
 import os
 import pickle
 import socket
+import ssl
 import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from minray.wire.auth import ClientHandshake, ServerHandshake
 from minray.wire.codec import encode
 from minray.wire.framing import encode_frame
 from minray.wire.messages import pack
+from tests.wire.certificates import Files, make_authority, make_certificate
 from tests.wire.mutators import damage
 from tests.wire.support import LONG, hello
 
@@ -48,18 +50,30 @@ class Actor:
         return bytes(5_000_000)
 
 
-@pytest.fixture(params=["unix", "tcp", "cluster"])
-def session(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "cluster":
-        with Cluster(True, head_node_args={"num_cpus": 2}) as cluster:
+class Session(NamedTuple):
+    """What runs, and the certificate that gets somebody to its handshake."""
+
+    nodes: int
+    tls: Files | None
+    elsewhere: dict[str, float]  # resources of the node that is not ours, if there is one
+
+
+@pytest.fixture(params=["unix", "tcp", "cluster", "cluster with tls"])
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
+    if request.param.startswith("cluster"):
+        files, system = None, {}
+        if request.param.endswith("tls"):
+            make_authority(tmp_path, "ours")
+            files = make_certificate(tmp_path, "node", "ours")
+            system = {"tls_cert": files.cert, "tls_key": files.key, "tls_ca": files.ca}
+        with Cluster(True, head_node_args={"num_cpus": 2, "_system_config": system}) as cluster:
             cluster.add_node(num_cpus=2, resources={"there": 2})
             cluster.connect()
-            ray.get(f.options(resources={"there": 1}).remote(1))
-            yield
+            yield Session(2, files, {"there": 1})
             ray.shutdown()
     else:
         ray.init(num_cpus=2, _system_config={"transport": request.param})
-        yield
+        yield Session(1, None, {})
         ray.shutdown()
 
 
@@ -83,19 +97,29 @@ def ports() -> set[Address]:
     return found
 
 
-def say(address: Address, data: bytes) -> bytes:
-    """What a port answers until it hangs up, when ``data`` is all that comes."""
+def say(address: Address, data: bytes, tls: Files | None = None) -> bytes:
+    """What a port answers until it hangs up, when ``data`` is all that comes. ``tls``: through TLS."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     answer = b""
-    with socket.socket(family) as sock:
-        sock.settimeout(LONG)
-        sock.connect(address)
+    plain = socket.socket(family)
+    plain.settimeout(LONG)
+    plain.connect(address)
+    with contextlib.closing(plain if tls is None else _around(plain, tls)) as sock:
         with contextlib.suppress(OSError):  # cut off in the middle
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
             while got := sock.recv(65536):
                 answer += got
     return answer
+
+
+def _around(sock: socket.socket, tls: Files) -> socket.socket:
+    """TLS as a member of the cluster would begin it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_cert_chain(tls.cert, tls.key)
+    context.load_verify_locations(tls.ca)
+    return context.wrap_socket(sock)
 
 
 def whispers(path: str) -> list[bytes]:
@@ -112,17 +136,21 @@ def whispers(path: str) -> list[bytes]:
     return made + [damage(rng, data) for data in made if data for _ in range(3)]
 
 
-def test_no_port_lets_a_stranger_do_anything(session: None, tmp_path: Path) -> None:
-    actor = Actor.remote()
+def test_no_port_lets_a_stranger_do_anything(session: Session, tmp_path: Path) -> None:
+    actor = Actor.options(resources=session.elsewhere).remote()
     assert ray.get(f.remote(1)) == 2
-    assert len(ray.get(actor.big.remote())) == 5_000_000
+    assert len(ray.get(actor.big.remote())) == 5_000_000  # there is a data socket now, in a cluster
     path = tmp_path / "betrayed"
     found = ports()
-    assert len(found) >= 3  # the node's, the driver's, the workers'
+    # Each node, a worker of each, and the driver; in a cluster at two places: unix and TCP.
+    assert len(found) >= (3 if session.nodes == 1 else 2 * 5)
     for address in found:
         for data in whispers(str(path)):
             answer = say(address, data)
             assert len(answer) <= 76, (address, data[:80], answer)  # a header and a proof that it knows the token
+            if session.tls is not None and not isinstance(address, str):
+                answer = say(address, data, session.tls)
+                assert len(answer) <= 76, (address, data[:80], answer)
     assert not path.exists()
     assert ray.get(f.remote(2)) == 3
     assert len(ray.get(actor.big.remote())) == 5_000_000
