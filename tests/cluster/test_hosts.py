@@ -9,19 +9,8 @@ import pytest
 
 from tests.cluster.conftest import eventually
 from tests.cluster.hosts import Lan, why_not, why_not_slow
+from tests.cluster.lan_nodes import Hosts
 from tests.e2e.support import Driver
-
-TOKEN = "0123456789abcdef" * 4
-PORT = 6380
-
-START = """
-from minray._base.config import Config
-from minray.worker.launch import launch
-config = Config.from_env()
-place = {{"host": {host!r}, "port": {port}}}
-started = launch(config, {{"num_cpus": 1, "resources": {resources!r}}}, cluster=place, gcs={gcs!r})
-say("session", started.session_dir)
-"""
 
 HEAD = """
 ray.init(address=started.info.gcs.removeprefix("tcp:"))
@@ -96,32 +85,11 @@ assert [int(a.sum()) for a in ray.get([x, y])] == sums[:2]
 say("alive", sum(node["Alive"] for node in ray.nodes()))
 """
 
-NODE = """
-say("up")
-started.daemon.wait()
-say("ended", started.explain_end().replace("\\n", " "))
-"""
-
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it works")
 
 
-class Hosts:
-    """A head with a driver on the first host, a node on each of the others. Each node has two ``w``."""
-
-    def __init__(self, lan: Lan, drive: Callable[..., Driver], program: str = HEAD, **settings: float) -> None:
-        self.lan = lan
-        env = {f"MINRAY_{name.upper()}": str(value) for name, value in settings.items()}
-        env |= {"MINRAY_TOKEN": TOKEN, "MINRAY_PRESTART": "0"}
-        first = lan.addresses[0]
-        text = START.format(host=first, port=PORT, resources={}, gcs=None)
-        self.head = drive(text + program, env=env, wrapper=lan.wrapper(0))
-        self.head.await_word("session")
-        gcs = {"endpoint": f"tcp:{first}:{PORT}", "token": TOKEN.encode()}
-        self.nodes: list[Driver] = []
-        for i in (1, 2):
-            text = START.format(host=lan.addresses[i], port=0, resources={"w": 2}, gcs=gcs)
-            self.nodes.append(drive(text + NODE, env=env, wrapper=lan.wrapper(i)))
-        self.head.await_word("ready")
+class Pair(Hosts):
+    """Hosts with HEAD's program."""
 
     def now(self) -> list[str]:
         """Addresses of the living nodes, and those of the two actors' nodes."""
@@ -138,9 +106,9 @@ def lan() -> Iterator[Lan]:
 
 
 @pytest.fixture
-def hosts(lan: Lan, drive: Callable[..., Driver]) -> Callable[..., Hosts]:
-    def make(**settings: float) -> Hosts:
-        made = Hosts(lan, drive, heartbeat_s=0.2, node_timeout_s=2.0, **settings)
+def hosts(lan: Lan, drive: Callable[..., Driver]) -> Callable[..., Pair]:
+    def make(**settings: float) -> Pair:
+        made = Pair(lan, drive, HEAD, heartbeat_s=0.2, node_timeout_s=2.0, **settings)
         eventually(lambda: made.head.said("now"), "the driver looks around")
         return made
 
@@ -148,7 +116,7 @@ def hosts(lan: Lan, drive: Callable[..., Driver]) -> Callable[..., Hosts]:
 
 
 @pytest.mark.slow
-def test_a_cut_link_and_its_return(hosts: Callable[..., Hosts]) -> None:
+def test_a_cut_link_and_its_return(hosts: Callable[..., Pair]) -> None:
     made = hosts(gcs_reconnect_s=60.0)
     lan = made.lan
     assert sorted(made.now()) == sorted([*lan.addresses, lan.addresses[1], lan.addresses[2]])
@@ -167,7 +135,7 @@ def test_a_cut_link_and_its_return(hosts: Callable[..., Hosts]) -> None:
 
 
 @pytest.mark.slow
-def test_a_link_that_stays_cut(hosts: Callable[..., Hosts]) -> None:
+def test_a_link_that_stays_cut(hosts: Callable[..., Pair]) -> None:
     made = hosts(gcs_reconnect_s=1.0)
     made.lan.cut(2)
     said = made.nodes[1].await_word("ended")
@@ -178,7 +146,7 @@ def test_a_link_that_stays_cut(hosts: Callable[..., Hosts]) -> None:
 
 
 @pytest.mark.slow
-def test_a_link_that_is_cut_for_a_moment(hosts: Callable[..., Hosts]) -> None:
+def test_a_link_that_is_cut_for_a_moment(hosts: Callable[..., Pair]) -> None:
     made = hosts(gcs_reconnect_s=1.0)
     before = made.now()
     made.lan.cut(1)
@@ -193,7 +161,7 @@ def transfer(
     lan: Lan, drive: Callable[..., Driver], size: int, before: Callable[[], None] = lambda: None, **settings: float
 ) -> None:
     """Both ways between the two other hosts, and from and to the first; calls go on meanwhile."""
-    made = Hosts(lan, drive, program=TRANSFER.format(size=size), heartbeat_s=0.2, **settings)
+    made = Hosts(lan, drive, TRANSFER.format(size=size), heartbeat_s=0.2, **settings)
     places = made.head.await_word("ready").split()
     assert sorted(places) == sorted(lan.addresses[1:])
     before()
