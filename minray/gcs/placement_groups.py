@@ -176,7 +176,7 @@ class PlacementGroupTable:
         """(True, state) if it is created; (False, why) if it never will be; None: ``waiter`` will be told."""
         group = self._groups.get(group_id)
         if group is None:
-            return False, f"this cluster does not know placement group {group_id.hex()}: it was removed long ago"
+            return False, f"this cluster does not know placement group {group_id.hex()} (any more)"
         if group.state == CREATED:
             return True, CREATED
         if group.state == REMOVED:
@@ -553,6 +553,10 @@ class PlacementGroupTable:
         """Every known group as users see it, by its id in hexadecimal; or that one alone."""
         wanted = self._groups if group_id is None else [i for i in (group_id,) if i in self._groups]
         return {i.hex(): self._groups[i].public() for i in wanted}
+
+    def waiting(self, limit: int) -> list[tuple[str, str, str]]:
+        """The first of those that lack a bundle: (which, what it asks for, why it waits), for tools."""
+        return [group.waits(self._hopeless(group) is not None) for group in islice(self._waiting.values(), limit)]
 
     def counts(self) -> dict[str, int]:
         """How many groups are in each state."""
