@@ -8,12 +8,16 @@ A PlacementGroup is a thin value: an id, and what its bundles hold. It can be pa
 the id is known (``get_current_placement_group``) the bundles are asked for when somebody wants them. What a group is
 and where it is, the GCS knows (``gcs.placement_groups``).
 
+Making an ordinary group does not wait for the cluster's answer; whoever reads its ``id`` does. So nobody can tell
+another process of a group that the cluster does not know yet.
+
 Invariant: groups are equal when their ids are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from minray._base import current
@@ -30,8 +34,17 @@ class PlacementGroup:
     """A handle to a group of bundles. Made by ``placement_group()`` and ``get_placement_group()``."""
 
     def __init__(self, id: PlacementGroupID, bundle_cache: list[dict[str, float]] | None = None) -> None:
-        self.id = id
+        self._id = id
+        self._settle: Callable[[], None] | None = None  # until the cluster has answered
         self.bundle_cache = bundle_cache
+
+    @property
+    def id(self) -> PlacementGroupID:
+        """Its id. RaySystemError if it was just made, and the cluster cannot be reached."""
+        if self._settle is not None:
+            self._settle()
+            self._settle = None
+        return self._id
 
     @staticmethod
     def empty() -> PlacementGroup:
@@ -41,13 +54,13 @@ class PlacementGroup:
     @property
     def is_empty(self) -> bool:
         """Whether this stands for no group."""
-        return self.id.is_nil()
+        return self._id.is_nil()
 
     @property
     def bundle_specs(self) -> list[dict[str, float]]:
         """What each bundle holds: name → amount (memory in bytes). ValueError for a group that nobody knows."""
         if self.bundle_cache is None:
-            found = current.ensure().gcs("placement_group_bundles", self.id.binary())
+            found = current.ensure().gcs("placement_group_bundles", self._id.binary())
             self.bundle_cache = [from_units(bundle) for bundle in found]
         return self.bundle_cache
 
@@ -85,18 +98,18 @@ class PlacementGroup:
         timeout = None if timeout_seconds > _UNLIMITED else float(timeout_seconds)
         rt = current.ensure()
         if timeout is not None and timeout <= 0:
-            shown = rt.gcs("list_placement_groups", self.id.binary())
-            return bool(shown) and shown[self.id.hex()]["state"] == "CREATED"
-        return bool(rt.wait_for_group(self.id.binary(), timeout))
+            shown = rt.gcs("list_placement_groups", self._id.binary())
+            return bool(shown) and shown[self._id.hex()]["state"] == "CREATED"
+        return bool(rt.wait_for_group(self._id.binary(), timeout))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PlacementGroup) and self.id == other.id
+        return isinstance(other, PlacementGroup) and self._id == other._id
 
     def __hash__(self) -> int:
-        return hash(self.id)
+        return hash(self._id)
 
     def __repr__(self) -> str:
-        return f"PlacementGroup({self.id.hex()})"
+        return f"PlacementGroup({self._id.hex()})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PlacementGroup, (self.id, self.bundle_cache)
@@ -157,10 +170,9 @@ def placement_group(
         "selectors": selectors,
         "soft_target": _target_node(_soft_target_node_id, strategy),
     }
-    answer = rt.gcs("create_placement_group", spec)
-    if answer["warning"] is not None:
-        _warn(answer["warning"])
-    return PlacementGroup(PlacementGroupID(group_id), [from_units(bundle) for bundle in units])
+    made = PlacementGroup(PlacementGroupID(group_id), [from_units(bundle) for bundle in units])
+    made._settle = rt.create_group(spec)
+    return made
 
 
 def _count(bundles: Any) -> int:
@@ -212,12 +224,6 @@ def _target_node(node_id: Any, strategy: str) -> bytes | None:
         raise ValueError(f"_soft_target_node_id must be a node's id in hexadecimal, got {node_id!r}") from None
 
 
-def _warn(text: str) -> None:
-    import logging
-
-    logging.getLogger("minray").warning("minray: %s", text)
-
-
 def _checked(value: Any, what: str) -> PlacementGroup:
     if not isinstance(value, PlacementGroup):
         raise TypeError(f"{what} takes a PlacementGroup, got {type(value).__name__}: {value!r}")
@@ -231,7 +237,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
         TypeError: not a PlacementGroup.
     """
     group = _checked(placement_group, "remove_placement_group()")
-    current.ensure().remove_group(group.id.binary())
+    current.ensure().remove_group(group._id.binary())
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:
@@ -247,8 +253,8 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
         table: dict[str, Any] = rt.gcs("list_placement_groups")
         return table
     group = _checked(placement_group, "placement_group_table()")
-    found = rt.gcs("list_placement_groups", group.id.binary())
-    return dict(found.get(group.id.hex(), {}))
+    found = rt.gcs("list_placement_groups", group._id.binary())
+    return dict(found.get(group._id.hex(), {}))
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:

@@ -9,6 +9,7 @@ placement groups) are not shown.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ HEAD_MARK = "node:__internal_head__"
 GIB = 1024.0**3
 _BYTES = ("memory", "object_store_memory")
 _NAMES = {"object_store_memory": "STORE"}
+_IN_GROUP = re.compile(r"(.+?)_group_(?:(\d+)_)?([0-9a-f]{36})")
 _SLACK = 1e-6  # amounts are multiples of 1/10000
 
 
@@ -38,12 +40,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = settings(arguments)
     access = clusters.access_to(config, arguments.address)
-    print("\n".join(report(access.address, clusters.ask(config, access, "cluster_status"))))
+    nodes, groups = (clusters.ask(config, access, method) for method in ("cluster_status", "waiting_placement_groups"))
+    print("\n".join(report(access.address, nodes, groups)))
     return 0
 
 
-def report(address: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines. ``nodes``: as ``gcs.nodes.NodeTable.status`` has them."""
+def report(
+    address: str, nodes: Sequence[Mapping[str, Any]], groups: Sequence[tuple[str, str, str]] = ()
+) -> list[str]:
+    """The lines. ``nodes``: as ``gcs.nodes.NodeTable.status`` has them; ``groups``: the placement groups that wait."""
     living = [node for node in nodes if node["alive"]]
     dead = [node for node in nodes if not node["alive"]]
     lines = [f"Cluster at {address}: {len(living)} alive" + f", {len(dead)} dead" * bool(dead), ""]
@@ -51,7 +56,7 @@ def report(address: str, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     if dead:
         lines += ["", "Dead:"]
         lines += [f"  {node['node_id'][:8]}  {node['address']}  {node['death_reason']}" for node in dead]
-    waiting = _waiting_rows(living)
+    waiting = _waiting_rows(living) + [["1", *group] for group in groups]
     if len(waiting) > 1:
         return [*lines, "", "Waiting:", *columns(waiting)]
     return [*lines, "", "Nothing waits."]
@@ -105,15 +110,30 @@ def _waiting_rows(nodes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _needs(needs: Mapping[str, float]) -> str:
-    return ", ".join(
+    plain, where = _out_of_group(needs)
+    amounts = ", ".join(
         f"{name} {amount / GIB:.1f}G" if name in _BYTES else f"{name} {amount:g}"
-        for name, amount in sorted(needs.items())
-    )  # fmt: skip
+        for name, amount in sorted(plain.items())
+    )
+    return " ".join(part for part in (amounts, where) if part)
+
+
+def _out_of_group(needs: Mapping[str, float]) -> tuple[dict[str, float], str]:
+    """What is needed under the names that users write, and in which placement group: "" for none."""
+    found = {name: _IN_GROUP.fullmatch(name) for name in needs}
+    plain = {match[1] if match else name: needs[name] for name, match in found.items()}
+    if not any(found.values()):
+        return plain, ""
+    plain.pop("bundle", None)
+    index, group = max((match[2] or "", match[3]) for match in found.values() if match)
+    return plain, f"in {f'bundle {index} of ' * bool(index)}placement group {group[:8]}"
 
 
 def why(needs: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:
     """Why a request for so much waits."""
     could = [node for node in nodes if _fits(needs, node["totals"])]
+    if not could and _out_of_group(needs)[1]:
+        return "its placement group is not there yet"
     if not could:
         lacking = [
             f"{name} {amount:g} (the most that one has: {max(node['totals'].get(name, 0.0) for node in nodes):g})"
@@ -129,6 +149,8 @@ def why(needs: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:
             if amount > node["available"].get(name, 0.0) + _SLACK
         }
     )
+    if short and _out_of_group(needs)[1]:
+        return f"{', '.join(sorted(_out_of_group(dict.fromkeys(short, 0.0))[0]))} in use in its placement group"
     if short:
         return f"{', '.join(short)} in use on the {len(could)} node{'s' * (len(could) > 1)} that could hold it"
     return "a worker for it starts"

@@ -140,19 +140,36 @@ class Group:
             },
         }
 
-    def why_hopeless(self, rooms: list[NodeRoom]) -> str:
-        """The warning for a group that not even the empty cluster could hold."""
+    def asks(self) -> str:
+        """Its bundles, those that are alike once."""
         selectors = self.spec.get("selectors") or [None] * len(self.bundles)
         bundles = Counter(
             describe(bundle) + (f" where {describe_selector(selector)}" if selector else "")
             for bundle, selector in zip(self.bundles, selectors, strict=True)
         )
-        asked = " | ".join(f"{n} × ({text})" if n > 1 else f"({text})" for text, n in bundles.items())
+        return " | ".join(f"{n} × ({text})" if n > 1 else f"({text})" for text, n in bundles.items())
+
+    def waits(self, hopeless: bool) -> tuple[str, str, str]:
+        """While it lacks a bundle: (which, what it asks for, why it waits)."""
+        if self.trial is not None and self.trial.claims:
+            why = "nodes are reserving it"
+        elif hopeless:
+            why = "the nodes that there are can never hold it"
+        elif self.trial is not None:
+            why = f"in use on node {next(iter(self.trial.nodes)).hex()[:8]}, where it waits"
+        else:
+            why = "in use on the nodes that could hold it"
+        if self.places:
+            why += f"; {len(self.places)} of its {len(self.bundles)} bundles have a node"
+        return self.what(), f"{self.spec['strategy']} {self.asks()}", why
+
+    def why_hopeless(self, rooms: list[NodeRoom]) -> str:
+        """The warning for a group that not even the empty cluster could hold."""
         nodes = [f"node {room.node_id.hex()[:8]} has {describe(of_users(room.free))} in all" for room in rooms]
         shown = "; ".join(nodes[:NODES_NAMED]) + (" …" if len(nodes) > NODES_NAMED else "")
         return (
-            f"{self.what()} asks for {asked} with strategy {self.spec['strategy']}, and the cluster cannot hold that: "
-            f"{shown or 'it has no node'}. It stays pending until nodes join that can; remove it by "
+            f"{self.what()} asks for {self.asks()} with strategy {self.spec['strategy']}, and the cluster cannot hold "
+            f"that: {shown or 'it has no node'}. It stays pending until nodes join that can; remove it by "
             "remove_placement_group(), or ask for less."
         )
 

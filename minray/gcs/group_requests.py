@@ -9,6 +9,7 @@ core workers (answers, errors by kind):
 * ``remove_placement_group(group_id)`` → True
 * ``get_placement_group(name, namespace)`` → {group_id, bundles}. ValueError
 * ``placement_group_bundles(group_id)`` → [resources in units]. ValueError
+* ``waiting_placement_groups()`` → [(which, what it asks for, why it waits)], at most WAITING, for tools
 * ``list_placement_groups(group_id or None)`` → {hexadecimal id: what ``placement_group_table`` shows}
 
 Nodes ask ``wait_placement_group`` for tasks that want to run in a group that is not there. What a node says when
@@ -36,10 +37,11 @@ WAIT = "wait_placement_group"
 GROUP_METHODS = frozenset(
     {
         "create_placement_group", WAIT, "unwait_placement_group", "remove_placement_group",
-        "get_placement_group", "placement_group_bundles", "list_placement_groups",
+        "get_placement_group", "placement_group_bundles", "list_placement_groups", "waiting_placement_groups",
     }
 )  # fmt: skip
 EARLIEST_S = 0.001
+WAITING = 50
 
 
 class GroupRequests:
@@ -168,6 +170,9 @@ class GroupRequests:
 
     def _on_placement_group_bundles(self, number: int, group_id: bytes) -> list[dict[str, int]]:
         return self._groups.bundles_of(group_id)
+
+    def _on_waiting_placement_groups(self, number: int) -> list[tuple[str, str, str]]:
+        return self._groups.waiting(WAITING)
 
     def _on_list_placement_groups(self, number: int, group_id: bytes | None = None) -> dict[str, dict[str, Any]]:
         return self._groups.public(group_id)

@@ -30,6 +30,7 @@ several nodes (or one with room) for; nobody waits for a group that is created o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from minray._base.groups import ANY_BUNDLE, GONE
@@ -66,6 +67,7 @@ KEEP_REMOVED = 1000
 WHOLE_GROUP = -1  # as an attempt: all that a node has of the group
 ELDERS = 8  # groups that wait and are looked at when the question is who was overtaken
 MOVERS = 16  # trials that wait on one node and are looked at when another may have room
+LOOK_S = 0.1  # between two looks at what nodes report: many nodes report often
 AT_ONCE_S = 0.5  # what a node that seemed to have room may take to say yes
 
 
@@ -90,11 +92,13 @@ class PlacementGroupTable:
         self._groups: dict[bytes, Group] = {}
         self._names: dict[tuple[str, str], bytes] = {}
         self._removed: dict[bytes, None] = {}  # in the order of removal
-        self._waiting: dict[int, Group] = {}  # by number: those that lack a bundle
+        self._waiting: dict[int, Group] = {}  # by number and in its order: those that lack a bundle
         self._busy: set[bytes] = set()  # nodes of trials on several nodes
         self._of_job: dict[bytes, dict[bytes, None]] = {}
         self._orphans: dict[bytes, None] = {}  # their job has ended; the actor that made them lives
         self._count = 0
+        self._looked_at = -LOOK_S  # when reports of nodes were last considered
+        self._look_at: float | None = None  # when they will be again
 
     def restore(self, rows: list[tuple[bytes, Row]], now: float) -> None:
         """Take over what an earlier life of the head had saved. Nodes say what they hold when they join."""
@@ -172,7 +176,7 @@ class PlacementGroupTable:
         """(True, state) if it is created; (False, why) if it never will be; None: ``waiter`` will be told."""
         group = self._groups.get(group_id)
         if group is None:
-            return False, f"this cluster does not know placement group {group_id.hex()}: it was removed long ago"
+            return False, f"this cluster does not know placement group {group_id.hex()} (any more)"
         if group.state == CREATED:
             return True, CREATED
         if group.state == REMOVED:
@@ -226,7 +230,8 @@ class PlacementGroupTable:
             self._ledger.confirm(node_id, [group.bundles[i] for i in trial.nodes[node_id]])
         if trial.unanswered:
             return []
-        return self._commit(group, trial, now) + self._pass(now)
+        opens = trial.until is not None or group.guard is not None  # nodes that others may use then
+        return self._commit(group, trial, now) + (self._pass(now) if opens else [])
 
     def node_joined(
         self,
@@ -270,8 +275,15 @@ class PlacementGroupTable:
 
     def view_changed(self, now: float) -> Effects:
         """Nodes have said what is free now."""
-        if not self._waiting:
+        if not self._waiting or self._look_at is not None:
             return []
+        if now < self._looked_at + LOOK_S:
+            self._look_at = self._looked_at + LOOK_S
+            return []
+        return self._look(now)
+
+    def _look(self, now: float) -> Effects:
+        self._looked_at, self._look_at = now, None
         return self._move(now) + self._pass(now)
 
     # --- the end of those who made them -----------------------------------------------------------------
@@ -317,11 +329,13 @@ class PlacementGroupTable:
             if group.retry_at <= now:
                 group.retry_at = 0.0
                 group.refused.clear()
+        if self._look_at is not None and self._look_at <= now:
+            return effects + self._look(now)
         return effects + self._pass(now)
 
     def next_deadline(self) -> float | None:
         """When ``tick`` is due; None: not before something happens."""
-        moments = []
+        moments = [self._look_at] if self._look_at is not None else []
         for group in self._waiting.values():
             if group.trial is not None and group.trial.until is not None:
                 moments.append(group.trial.until)
@@ -337,8 +351,7 @@ class PlacementGroupTable:
         """Try all who wait, in the order of their creation."""
         effects: Effects = []
         failed: set[Any] = set()
-        for number in sorted(self._waiting):
-            group = self._waiting[number]
+        for group in list(self._waiting.values()):
             if group.trial is not None or group.shape() in failed:
                 continue
             tried = self._try(group, now)
@@ -377,7 +390,8 @@ class PlacementGroupTable:
                 self._busy.add(node_id)
         if trial.claims:
             for elder in self._elders(group):
-                elder.overtaken += elder.guard is None
+                served = elder.trial is not None and elder.trial.claims  # it has room, and is being told so
+                elder.overtaken += elder.guard is None and not served
         return [self._saved(group), *(self._prepare(group, node_id) for node_id in trial.nodes)]
 
     def _prepare(self, group: Group, node_id: bytes) -> tuple[Any, ...]:
@@ -431,14 +445,14 @@ class PlacementGroupTable:
             self._ledger.release(node_id, [group.bundles[index]], asked=False)
         group.state = NEXT[group.state, LOST]
         self._waiting[group.number] = group
+        self._waiting = dict(sorted(self._waiting.items()))
         return [*effects, self._saved(group)]
 
     def _move(self, now: float) -> Effects:
         """Those that wait on one node go where there is room at once."""
         effects: Effects = []
         failed: set[Any] = set()
-        waiting = (self._waiting[number] for number in sorted(self._waiting))
-        for group in [g for g in waiting if g.trial is not None and _stays(g, g.trial, now)][:MOVERS]:
+        for group in [g for g in self._waiting.values() if g.trial is not None and _stays(g, g.trial, now)][:MOVERS]:
             trial = group.trial
             assert trial is not None
             if trial.claims:  # the node had no room after all
@@ -456,10 +470,10 @@ class PlacementGroupTable:
 
     def _elders(self, group: Group) -> Iterator[Group]:
         """Those that wait and were there before it; the first few."""
-        for number in sorted(self._waiting)[:ELDERS]:
-            if number >= group.number:
+        for elder in islice(self._waiting.values(), ELDERS):
+            if elder.number >= group.number:
                 return
-            yield self._waiting[number]
+            yield elder
 
     def _guarded(self, elder: Group, now: float) -> Collection[bytes]:
         """The nodes that are closed to younger groups, because ``elder`` was overtaken too often.
@@ -540,6 +554,10 @@ class PlacementGroupTable:
         wanted = self._groups if group_id is None else [i for i in (group_id,) if i in self._groups]
         return {i.hex(): self._groups[i].public() for i in wanted}
 
+    def waiting(self, limit: int) -> list[tuple[str, str, str]]:
+        """The first of those that lack a bundle: (which, what it asks for, why it waits), for tools."""
+        return [group.waits(self._hopeless(group) is not None) for group in islice(self._waiting.values(), limit)]
+
     def counts(self) -> dict[str, int]:
         """How many groups are in each state."""
         found = dict.fromkeys((PENDING, PREPARING, CREATED, RESCHEDULING, REMOVED), 0)
@@ -555,7 +573,7 @@ class PlacementGroupTable:
         named = {g.name_key: i for i, g in living.items() if g.name_key is not None}
         assert self._names == named, "names and groups disagree"
         lacking = {g.number: g for g in living.values() if g.state != CREATED}
-        assert self._waiting == lacking, "the list of those that wait is wrong"
+        assert list(self._waiting.items()) == sorted(lacking.items()), "the list of those that wait is wrong"
         held: dict[bytes, dict[str, int]] = {}
         busy: list[bytes] = []
         for group in self._groups.values():

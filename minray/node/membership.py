@@ -80,6 +80,8 @@ class Membership:
         table = self._node.table
         counts: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
         for demand in (*table.infeasible.values(), *islice(table.queue, COUNTED)):
+            if demand.bundles:  # the GCS knows who waits, and for what
+                continue
             key = (demand.description, tuple(sorted(demand.resources.items())))
             if key in counts or len(counts) < WAITING:
                 counts[key] = counts.get(key, 0) + max(1, demand.missing)

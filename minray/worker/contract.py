@@ -296,6 +296,12 @@ class Runtime(Protocol):
 
     # --- placement groups ---------------------------------------------------------------------------
 
+    def create_group(self, spec: dict[str, Any]) -> Callable[[], None] | None:
+        """Ask for a group (``spec``: see gcs.placement_groups). None: the cluster knows it. Else a function that
+        waits until it does: call it before any other process can hear of the group. RaySystemError if a name is
+        taken; what no node could ever hold is warned of."""
+        ...
+
     def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
         """Whether the group is there within ``timeout`` seconds (None: no limit). ValueError if it is removed,
         now or before, or was never known."""

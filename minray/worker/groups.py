@@ -11,14 +11,17 @@ them to be checked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from minray._base import log
 from minray._base.groups import ANY_BUNDLE, GONE, READY_TASK, GroupTarget, different
 from minray.exceptions import ActorPlacementGroupRemoved, RaySystemError, TaskPlacementGroupRemoved
 from minray.wire.messages import Request, pack
 from minray.worker.link import LOST, Answer
 from minray.worker.waiting import WaitOps
 
+CREATE = "create_placement_group"
 REMEMBERED = 10_000  # groups that this process has removed
 
 
@@ -29,8 +32,24 @@ def captured_by(group: tuple[Any, ...] | None) -> GroupTarget | None:
     return GroupTarget(group[0], ANY_BUNDLE, True, group[3])
 
 
+class _Made(Answer):
+    """The GCS's answer to a creation."""
+
+    __slots__ = ()
+
+    def arrived(self) -> None:
+        if self.ok:
+            warn_of(self.value)
+
+
+def warn_of(created: dict[str, Any]) -> None:
+    """Say that no node could ever hold the group, if the answer to its creation says so."""
+    if created["warning"] is not None:
+        log.warning("minray: %s", created["warning"])
+
+
 class GroupOps(WaitOps):
-    """wait_for_group of the contract, and what submissions need to know."""
+    """create_group, wait_for_group and remove_group of the contract, and what submissions need to know."""
 
     captured: GroupTarget | None = None
     scoped = False  # whether a submission has to look at ``captured`` and ``removed_groups``
@@ -55,6 +74,27 @@ class GroupOps(WaitOps):
             if actor:
                 raise ActorPlacementGroupRemoved(f"The actor {name} cannot be placed: {text}")
             raise TaskPlacementGroupRemoved(f"Task {name} cannot run: {text}")
+
+    def create_group(self, spec: dict[str, Any]) -> Callable[[], None] | None:
+        """See the contract. What can be refused (a name) or must outlive this process is waited for; the rest is
+        only sent: whatever else this process asks of the GCS comes after it."""
+        if spec["name"] or spec["lifetime"] is not None:
+            warn_of(self.request(self.gcs_link, CREATE, (spec,), None))
+            return None
+        made = _Made()
+        with self.lock:
+            if self.closed or self.gcs_link.closed:
+                raise RaySystemError(LOST)
+            self._request_no += 1
+            self._answers[self._request_no] = made
+            self.leave()
+            self.gcs_link.send(pack(Request(self._request_no, CREATE, (spec,))))
+
+        def settle() -> None:
+            if not made.done:
+                self.request(self.gcs_link, "placement_group_bundles", (spec["group_id"],), None)
+
+        return settle
 
     def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
         """See the contract."""

@@ -71,6 +71,9 @@ class Answer(Waiter):
         self.ok = False
         self.value: Any = (RaySystemError.__name__, LOST)
 
+    def arrived(self) -> None:
+        """Under the runtime's lock: the Reply is there. For who acts on it without waiting."""
+
 
 class Link:
     """Connections, lock, effects and message dispatch of one core worker."""
@@ -363,6 +366,7 @@ class Link:
         answer = self._answers.pop(msg.request_id, None)
         if answer is not None:
             answer.ok, answer.value = msg.ok, msg.value
+            answer.arrived()
             self.reactor.notify(answer)
         elif not msg.ok:
             log.warning("minray: an order to the GCS failed: %s", msg.value)

@@ -20,6 +20,12 @@ class RayActorError(Exception):
     pass
 
 
+class Group:
+    def wait(self, timeout_seconds: float) -> bool:
+        return True
+
+
+util = SimpleNamespace(placement_group=lambda bundles: Group(), remove_placement_group=lambda group: None)
 exceptions = SimpleNamespace(RayActorError=RayActorError)
 sessions: list[str] = []
 

@@ -190,6 +190,26 @@ def test_what_waits_is_added_up_over_the_nodes() -> None:
     ]
 
 
+def test_what_waits_in_placement_groups_and_which_groups_wait() -> None:
+    here, elsewhere = "ab" * 18, "cd" * 18
+    names = {"CPU": 1.0, "license": 2.0, "bundle": 0.001}
+
+    def inside(group: str, index: int | None) -> dict[str, float]:
+        part = "" if index is None else f"{index}_"
+        return {f"{name}_group_{p}{group}": n for name, n in names.items() for p in {"", part}}
+
+    offered = {**{name: 1000.0 for name in inside(here, 0)}, "CPU": 4}
+    waits = [("task f", inside(here, 0), 3), ("task g", inside(elsewhere, None), 2)]
+    taken = {**offered, f"CPU_group_0_{here}": 0.0, f"CPU_group_{here}": 0.0}
+    group = (f"placement group {elsewhere}", "STRICT_SPREAD 2 × (CPU: 3)", "the nodes that there are can never hold it")
+    text = status.report("h:1", [node("ab", offered, taken, waiting=waits)], [group])
+    assert [line.split("  ", 1)[1].strip() for line in text[-3:]] == [
+        f"{'task f':52}  CPU 1, license 2 in bundle 0 of placement group abababab  CPU in use in its placement group",
+        f"{'task g':52}  {'CPU 1, license 2 in placement group cdcdcdcd':56}  its placement group is not there yet",
+        f"{group[0]}  {group[1]:56}  {group[2]}",
+    ]
+
+
 def test_reasons() -> None:
     nodes = [node("ab", {"CPU": 4, "a": 1}, {"CPU": 4, "a": 0}), node("cd", {"CPU": 1, "b": 1})]
     assert status.why({"CPU": 1.0}, nodes) == "a worker for it starts"

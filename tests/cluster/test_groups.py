@@ -231,6 +231,58 @@ def test_busy_nodes_make_room(three):
     ray.get(refs, timeout=120)
 
 
+def test_several_drivers_race_for_all_nodes(three, drive):
+    """Each wants most of it, again and again; none waits for ever, nothing leaks, not even of one that dies."""
+    program = f"""
+        import random
+        from minray.util import placement_group, remove_placement_group
+        from minray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as InGroup
+        ray.init(address={three.address!r}, _temp_dir={three._config.temp_dir!r})
+        number = int(os.environ["NUMBER"])
+        choice = random.Random(number)
+
+        @ray.remote
+        def one():
+            return 1
+
+        for _ in range(8):
+            size, strategy = choice.choice([(3, "STRICT_SPREAD"), (3, "SPREAD"), (2, "PACK"), (1, "STRICT_PACK")])
+            group = placement_group([{{"CPU": 2}}] * size, strategy=strategy)
+            assert group.wait(60), "for ever"
+            if choice.random() < 0.7:
+                assert ray.get(one.options(scheduling_strategy=InGroup(group)).remote()) == 1
+            remove_placement_group(group)
+        say("done")
+        if number == 2:
+            placement_group([{{"CPU": 2}}] * 3, strategy="STRICT_SPREAD")
+            os._exit(1)
+    """
+    drivers = [drive(program, env={"NUMBER": str(number)}) for number in range(3)]
+    for driver in drivers:
+        driver.await_word("done", limit=120)
+    eventually(lambda: cpus_free() == 8, "nothing leaks")
+    assert {g["state"] for g in placement_group_table().values()} == {"REMOVED"}
+
+
+def test_status_tells_which_groups_wait(three):
+    group = placement_group([{"CPU": 3}, {"CPU": 3}], strategy="STRICT_SPREAD", name="too much")
+    task = where.options(scheduling_strategy=InGroup(group)).remote()
+
+    def shown():
+        env = {**os.environ, "PYTHONPATH": os.getcwd(), "MINRAY_TEMP_DIR": three._config.temp_dir}
+        command = [sys.executable, "-m", "minray.cli.main", "status", "--address", three.address]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout if "its placement group is not there yet" in done.stdout else None
+
+    text = eventually(shown, "status tells of the task")
+    assert f"placement group {group.id.hex()} ('too much')" in text
+    assert "STRICT_SPREAD 2 × (CPU: 3)" in text and "can never hold it" in text
+    remove_placement_group(group)
+    with pytest.raises(TaskPlacementGroupRemoved):
+        ray.get(task, timeout=30)
+
+
 # --- losses ---------------------------------------------------------------------------------------
 
 

@@ -262,6 +262,19 @@ def test_a_group_goes_to_tasks_as_an_argument(make):
     assert back == group
 
 
+def test_whoever_hears_of_a_group_finds_that_it_is_known():
+    @ray.remote(num_cpus=0)
+    class Reader:
+        def state(self, group):
+            return util.placement_group_table(group).get("state")
+
+    reader = Reader.remote()
+    for _ in range(50):
+        group = util.placement_group([{"CPU": 0.01}])
+        assert ray.get(reader.state.remote(group)) in ("PENDING", "CREATED")
+        util.remove_placement_group(group)
+
+
 def test_the_table(make):
     group = make([{"CPU": 1}, {"GPU": 1}], name="shown", strategy="SPREAD")
     assert group.wait(30)

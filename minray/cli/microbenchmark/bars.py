@@ -59,6 +59,7 @@ BARS: dict[str, Bar] = {
     "get_10k_refs": Bar(3, goal="10 x"),
     "wait_1k": Bar(8, goal="20 x"),
     "wait_10k": Bar(limit=1.0),
+    "groups": Bar(4, goal="10 x"),
     "actor_creation": Bar(30, goal="100/s"),
     "startup": Bar(10, limit=0.5, goal="0.25 s"),
     "shutdown": Bar(limit=0.5),

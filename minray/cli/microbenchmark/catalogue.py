@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import floors, rows_actors, rows_cluster, rows_objects, rows_runtime, rows_tasks
+from . import floors, rows_actors, rows_cluster, rows_groups, rows_objects, rows_runtime, rows_tasks
 from .row import Row
 
 ROWS: dict[str, Row] = {
     row.name: row
-    for row in (*rows_tasks.rows, *rows_actors.rows, *rows_objects.rows, *rows_runtime.rows, *rows_cluster.rows)
+    for row in (
+        *rows_tasks.rows,
+        *rows_actors.rows,
+        *rows_objects.rows,
+        *rows_groups.rows,
+        *rows_runtime.rows,
+        *rows_cluster.rows,
+    )
 }
 FLOORS: dict[str, Row] = {row.name: row for row in floors.rows}
 

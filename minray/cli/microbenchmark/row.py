@@ -49,6 +49,7 @@ class Api(Protocol):
     """What a module must offer to be measured: the part of Ray's API that the rows use."""
 
     exceptions: Any
+    util: Any
 
     def init(self, **options: Any) -> Any: ...
     def shutdown(self) -> None: ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minray._base import log
 from minray._base import resources as res
 from minray._base.groups import ANY_BUNDLE, GONE, GroupTarget, different, shape_of
 from minray._base.labels import describe_selector, matches
@@ -71,7 +72,9 @@ class LocalGroupOps(LocalCore):
 
     # --- what the GCS would answer ------------------------------------------------------------------
 
-    def _gcs_create_placement_group(self, spec: dict[str, Any]) -> dict[str, Any]:
+    def create_group(self, spec: dict[str, Any]) -> None:
+        """See the contract."""
+        self.enter()
         if spec["name"] and self._named(spec["name"], spec["namespace"]) is not None:
             raise RaySystemError(
                 f"Failed to create placement group because name {spec['name']!r} already exists in namespace "
@@ -86,7 +89,8 @@ class LocalGroupOps(LocalCore):
             f"with strategy {spec['strategy']}, and this machine has {res.describe(self._totals())} in all: it stays "
             "pending"
         )
-        return {"state": group.state, "warning": warning if hopeless else None}
+        if hopeless:
+            log.warning("minray: %s", warning)
 
     def _gcs_get_placement_group(self, name: str, namespace: str) -> dict[str, Any]:
         group = self._named(name, namespace)
