@@ -475,8 +475,15 @@ class TaskManager:
         self.pump(key)
 
     def on_infeasible(self, number: int, text: str) -> None:
-        """No node can ever hold this key's tasks: fail them."""
+        """No node can ever hold this key's tasks: fail them. Whichever node says so wants nothing more for us; let
+        the others hear it, too, so that what is submitted later is asked for anew."""
         key = self.keys[number]
+        for node_id, elsewhere in key.elsewhere.items():
+            if elsewhere.asked:
+                elsewhere.asked = 0
+                self._ask(key, node_id, elsewhere)
+        if key.elsewhere and key.told:
+            self.effects.append(("node", self._demand_of(key, 0, key.spilled, hold=False)))
         key.told = 0
         while key.queue:
             task = key.queue.popleft()

@@ -133,3 +133,20 @@ def test_leases_at_home_are_returned_at_home() -> None:
     world.did()
     world.pass_time(3)
     assert world.take(LeaseReturn) == [LeaseReturn(lease.lease_no, False)]
+
+
+def test_after_a_final_no_of_another_node_later_tasks_are_asked_for_again() -> None:
+    """Such as: somebody else has removed the placement group that this key's tasks are to run in."""
+    world = World()
+    world.submit(3)
+    world.spill(1, hold=True)
+    world.did()
+    world.do(world.owner.on_infeasible, 1, "its placement group is gone")
+    assert [seq for seq, _ in world.finished] == [1, 2, 3]
+    nobody = LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 0, True, True)
+    assert world.did() == [
+        ("at", FAR, DOOR, nobody),
+        ("node", LeaseDemand(1, 0, {"CPU": 10_000}, 0, None, {}, "task f1", 1, False, True)),
+    ], "neither is to grant what nobody waits for"
+    world.submit()
+    assert demands_at_home(world) == [(1, 1)], "it does not count on the node that said no"
