@@ -151,12 +151,11 @@ class WaitOps(ObjectOps):
                     arrivals.ready(ref._id, record)
             self.core.calls.flush()
             self.leave()
-            asked = any(record.status == STORED for record in arrivals.pending.values())
-        if asked and timeout is not None:
+            left = [record for object_id, record in arrivals.pending.items() if object_id not in arrivals.here]
+        if timeout is not None and any(record.status == STORED for record in left):
             timeout = max(timeout, ASK_S)  # our node may have what we do not know of
         try:
             if not arrivals.done and (timeout is None or timeout > 0):
-                left = [record for object_id, record in arrivals.pending.items() if object_id not in arrivals.here]
                 self._sleep(arrivals, timeout, lambda: left)
         finally:
             with self.lock:
