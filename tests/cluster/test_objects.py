@@ -40,6 +40,10 @@ def node_ids(ref):
     return get_object_locations([ref])[ref]["node_ids"]
 
 
+def transfers_of(cluster, node):
+    return ask_node(cluster, node, "stats")["transfers"]
+
+
 def objects_at(cluster, node):
     return ask_node(cluster, node, "stats")["store"]["objects"]
 
@@ -90,6 +94,8 @@ def test_one_object_for_many_nodes(make_cluster):
     sums = [ray.remote(total).options(resources={name: 1}).remote(array) for name in names for _ in range(2)]
     assert set(ray.get(sums)) == {int(make(LARGE, 4).sum())}
     eventually(lambda: len(node_ids(array)) == 5, "its home knows of all copies")
+    counts = [transfers_of(cluster, node) for node in cluster.list_all_nodes()]
+    assert sum(count["served"] for count in counts) == 4, "one transfer for each node"
     array = sums = None
     eventually(lambda: not any(objects_at(cluster, node) for node in cluster.list_all_nodes()), "all is freed")
 

@@ -43,6 +43,7 @@ class Loans:
         self._nonces: dict[Key, bytes] = {}
         self._loaned: dict[bytes, Loaned] = {}  # by nonce
         self.versions: dict[bytes, bytes] = {}  # of guests: what their home called them
+        self.served = 0  # how often something was handed out, ever
 
     def __len__(self) -> int:
         return len(self._holds)
@@ -71,6 +72,7 @@ class Loans:
         """Send it, or a ticket for it. ``others``: more nodes that have it."""
         hold, version = self._holds[link, request]
         assert hold.view is not None
+        self.served += 1
         if len(hold.view) <= WHOLE:
             self._send(link, Reply(request, True, (version, bytes(hold.view))))
             return

@@ -115,6 +115,7 @@ class Transfers:
         self._rooms: dict[int, Room] = {}  # number of a pull → where its object comes
         self._whole: dict[int, bytes] = {}  # request → an object that has come in one message
         self._receivers: dict[bytes, Receiver] = {}
+        self._received_bytes = 0  # through data sockets, ever
         self._senders: dict[Sender, None] = {}
         self._todo: deque[Effect] = deque()
         self._running = False
@@ -172,7 +173,7 @@ class Transfers:
         return monotonic()
 
     def stats(self) -> dict[str, int]:
-        """Counts, for diagnostics and tests."""
+        """Counts, for diagnostics and tests: what there is now; ``served`` and ``received_bytes``, what there was."""
         return {
             "pulls": len(self.pulls),
             "rooms": len(self._rooms),
@@ -182,6 +183,8 @@ class Transfers:
             "sockets": len(self._sockets),
             "sources": len(self._sources),
             "pullers": len(self._pullers),
+            "served": self._loans.served,
+            "received_bytes": self._received_bytes,
         }
 
     def check_invariants(self) -> None:
@@ -411,6 +414,7 @@ class Transfers:
 
     def _received(self, object_id: bytes, node_id: bytes, receiver: Receiver, reason: str, full: bool) -> None:
         """Nobody writes to the room any more."""
+        self._received_bytes += receiver.at - receiver.began
         sock, receiver.sock = receiver.sock, None
         if sock is not None and receiver.stopped:
             sock.close()

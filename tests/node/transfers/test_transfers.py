@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import pytest
 
 from minray.node.transfers import channel
+from minray.node.transfers.lending import FANOUT
 from minray.store.holds import Hold
 from minray.wire.messages import PullDone, PullGranted, PullObject, pack
 from minray.wire.tls import TlsSocket
 from tests.node.transfers.nodes import LARGE, WHOLE, Cluster, HoldBack, cluster, miss, read, wait_for
 from tests.store.support import MIB, object_id, pattern
 from tests.wire.certificates import make_authority, make_certificate
-from tests.wire.support import Recorder, hello, make_reactor
+from tests.wire.support import LONG, Recorder, hello, make_reactor
 
 
 @pytest.fixture(params=["tcp-shm", "unix-file"])
@@ -85,6 +87,35 @@ def test_many_readers_share_one_transfer(world: Cluster) -> None:
     for held in got:
         assert [hold.view == content for hold, (_, _, content) in zip(held, objects, strict=True)] == [True] * 3
     assert sorted(asked) == sorted(oid for oid, _, _ in objects)
+
+
+def test_a_large_object_goes_to_two_at_a_time_and_on_from_those_who_have_it(
+    world: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, *others = (world.add() for _ in range(7))
+    oid, location, content = world.put(a.client("owner"), 6 * MIB)
+    gate, send, got = threading.Event(), channel._send, []
+
+    def held(sock: Any, data: Any) -> int:
+        if len(data) > 16:
+            gate.wait(LONG)
+        return send(sock, data)
+
+    monkeypatch.setattr(channel, "_send", held)
+    try:
+        for node in others:
+            reader = node.client("reader")
+            reader.acquire_async([(oid, location)], lambda held, error: got.extend(held))
+        wait_for(lambda: a.do(lambda: len(a.transfers.lending._loans)) == len(others))
+        wait_for(lambda: a.stats()["loans"] == FANOUT)  # its pins
+        assert a.stats()["served"] == FANOUT and not any(node.stats()["served"] for node in others)
+    finally:
+        gate.set()
+    wait_for(lambda: len(got) == len(others))
+    assert all(hold.view == content for hold in got)
+    served = [node.stats()["served"] for node in world.nodes]
+    assert sum(served) == len(others) and served[0] < len(others), served
+    assert [node.stats()["received_bytes"] for node in others] == [6 * MIB] * len(others)
 
 
 def test_a_pull_waits_for_what_its_writer_has_not_reported_yet(world: Cluster) -> None:
@@ -206,6 +237,7 @@ def test_when_the_source_dies_another_copy_goes_on_where_it_ended(world: Cluster
     wait_for(lambda: bool(got))
     assert isinstance(got[0], Hold) and got[0].view == content
     assert began[0] == 0 and began[1] > 0
+    assert c.stats()["received_bytes"] == LARGE, "nothing came twice"
 
 
 def test_without_another_copy_it_is_lost(world: Cluster, hold_back: HoldBack) -> None:
