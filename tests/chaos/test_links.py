@@ -87,7 +87,7 @@ def test_links_that_are_cut(lan: Lan, drive: Callable[..., Driver]) -> None:
             said = node.await_word("ended")
             if made.head.process.poll() is not None:
                 break  # the time was over while it was cut off
-            assert "counts it as dead" in said
+            assert "counts it as dead" in said or "nobody has answered" in said  # it may not have joined before
             node.succeeds()
             node.leaves_nothing()
             made.nodes[host - 1] = made.start_node(host)
