@@ -271,10 +271,10 @@ class TaskManager:
         self.pump(key)
         self._arm_idle(key)
 
-    def _arm_idle(self, key: SchedulingKey) -> None:
+    def _arm_idle(self, key: SchedulingKey, at_least: float = 0.0) -> None:
         if not key.idle_timer and key.leases:
             key.idle_timer = True
-            self.effects.append(("timer", self._idle_s(key), "idle", key.number))
+            self.effects.append(("timer", max(self._idle_s(key), at_least), "idle", key.number))
 
     def _idle_s(self, key: SchedulingKey) -> float:
         """How long a lease stays warm. Tasks that are to be spread do not wait for each other's workers."""
@@ -293,7 +293,7 @@ class TaskManager:
                 self._drop_lease(lease)
                 self._tell(lease, LeaseReturn(lease.lease_no, False))
         if any(not x.inflight or x.broken or x.death is not None for x in key.leases.values()):
-            self._arm_idle(key)
+            self._arm_idle(key, self._lease_idle_s)  # who waits for a silent worker must not spin
 
     def _on_silence(self, lease: Lease, now: float) -> None:
         """A worker is dead but its connection did not end, or the other way round: do not wait for ever."""

@@ -150,3 +150,16 @@ def test_after_a_final_no_of_another_node_later_tasks_are_asked_for_again() -> N
     ], "neither is to grant what nobody waits for"
     world.submit()
     assert demands_at_home(world) == [(1, 1)], "it does not count on the node that said no"
+
+
+def test_who_waits_for_a_silent_worker_of_a_spread_key_does_not_spin() -> None:
+    """Leases of such keys are returned at once, by a timer of no time; it must not be the one that waits."""
+    world = World()
+    world.owner.clustered = True
+    world.key.strategy = "SPREAD"
+    world.submit(1)
+    lease = world.grant(worker=world.there("w"))
+    world.do(world.owner.on_peer_lost, lease.worker[1])
+    assert lease.broken and world.owner.leases
+    world.pass_time(1.0)  # would never end
+    assert sum(entry[0] == "watch" for entry in world.did()) == 1
