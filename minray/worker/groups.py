@@ -40,6 +40,8 @@ class _Made(Answer):
     def arrived(self) -> None:
         if self.ok:
             warn_of(self.value)
+        else:
+            log.warning("minray: %s", self.value[1])
 
 
 def warn_of(created: dict[str, Any]) -> None:
@@ -92,7 +94,9 @@ class GroupOps(WaitOps):
 
         def settle() -> None:
             if not made.done:
-                self.request(self.gcs_link, "placement_group_bundles", (spec["group_id"],), None)
+                self.request(self.gcs_link, "list_placement_groups", (spec["group_id"],), None)
+            if not made.ok and not self.closed:
+                raise self.named_error(*made.value)
 
         return settle
 
