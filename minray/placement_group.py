@@ -8,8 +8,8 @@ A PlacementGroup is a thin value: an id, and what its bundles hold. It can be pa
 the id is known (``get_current_placement_group``) the bundles are asked for when somebody wants them. What a group is
 and where it is, the GCS knows (``gcs.placement_groups``).
 
-Making an ordinary group does not wait for the cluster's answer; whoever reads its ``id`` does. So nobody can tell
-another process of a group that the cluster does not know yet.
+Making and removing an ordinary group does not wait for the cluster's answer; whoever reads its ``id`` does. So nobody
+can tell another process of a group that the cluster does not know yet, or of one that it takes for living.
 
 Invariant: groups are equal when their ids are.
 """
@@ -36,6 +36,7 @@ class PlacementGroup:
     def __init__(self, id: PlacementGroupID, bundle_cache: list[dict[str, float]] | None = None) -> None:
         self._id = id
         self._settle: Callable[[], None] | None = None  # until the cluster has answered
+        self._own = False  # made here, without a name, to go with the job
         self.bundle_cache = bundle_cache
 
     @property
@@ -172,6 +173,7 @@ def placement_group(
     }
     made = PlacementGroup(PlacementGroupID(group_id), [from_units(bundle) for bundle in units])
     made._settle = rt.create_group(spec)
+    made._own = not name and lifetime is None
     return made
 
 
@@ -231,13 +233,13 @@ def _checked(value: Any, what: str) -> PlacementGroup:
 
 
 def remove_placement_group(placement_group: PlacementGroup) -> None:
-    """Give a group's resources back. What runs in it is killed, what waits for it fails. Twice is harmless.
+    """Give a group's resources back, soon. What runs in it is killed, what waits for it fails. Twice is harmless.
 
     Raises:
         TypeError: not a PlacementGroup.
     """
     group = _checked(placement_group, "remove_placement_group()")
-    current.ensure().remove_group(group._id.binary())
+    group._settle = current.ensure().remove_group(group._id.binary(), wait=not group._own)
 
 
 def placement_group_table(placement_group: PlacementGroup | None = None) -> dict[str, Any]:

@@ -5,6 +5,10 @@ node is the smaller of two numbers: what it said is free, less what it was just 
 and what it has in all, less what groups hold. What is taken by tasks and actors may become free, what other groups
 hold will not by itself: the *prospect* of a node leaves only the latter out.
 
+In a large cluster ``place`` looks at SAMPLE nodes first (more for groups of many bundles), and for the best that there
+is: all bundles on one node for the packing strategies, each on its own for the others. Only if these cannot give
+that, all nodes are looked at.
+
 Owned by ``placement_groups``. Invariants: nothing is negative; a node's account is empty when no group holds
 anything there.
 """
@@ -13,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from minray.gcs.bundle_placement import NodeRoom, Resources, add
+from minray.gcs.bundle_placement import NodeRoom, Placement, Question, Resources, add, choose, choose_best
 
 Available = Callable[[bytes], Resources]
+
+SAMPLE = 15  # nodes
 
 
 class Ledger:
@@ -24,6 +30,8 @@ class Ledger:
     def __init__(self, available: Available) -> None:
         self._available = available
         self._totals: dict[bytes, Resources] = {}
+        self._nodes: list[bytes] = []  # the same nodes
+        self._next = 0  # the place in it where the next sample begins
         self._labels: dict[bytes, Mapping[str, str]] = {}
         self._held: dict[bytes, dict[str, int]] = {}
         self._asked: dict[bytes, dict[str, int]] = {}  # the part of it that is not confirmed
@@ -36,12 +44,15 @@ class Ledger:
 
     def join(self, node_id: bytes, totals: Resources, labels: Mapping[str, str]) -> None:
         """A node is there."""
+        if node_id not in self._totals:
+            self._nodes.append(node_id)
         self._totals[node_id] = dict(totals)
         self._labels[node_id] = dict(labels)
 
     def leave(self, node_id: bytes) -> None:
         """It is lost. What groups held there is given back by the groups."""
-        self._totals.pop(node_id, None)
+        if self._totals.pop(node_id, None) is not None:
+            self._nodes.remove(node_id)
         self._labels.pop(node_id, None)
 
     # -- accounts ------------------------------------------------------------------------------------
@@ -72,15 +83,34 @@ class Ledger:
         if not total:
             del account[node_id]
 
+    # -- placing -------------------------------------------------------------------------------------
+
+    def place(self, question: Question, without: Collection[bytes] = ()) -> Placement | None:
+        """The nodes that have room for it at once, as far as is known."""
+        count, size = len(self._nodes), max(SAMPLE, 2 * len(question.bundles))
+        if count > 2 * size and not question.settled and question.preferred is None:
+            some = [self._nodes[(self._next + i) % count] for i in range(size)]
+            found = choose_best(question, self.rooms(without, among=some))
+            if found is None or question.strategy in ("SPREAD", "STRICT_SPREAD"):  # packing comes back to them
+                self._next = (self._next + size) % count
+            if found is not None:
+                return found
+        return choose(question, self.rooms(without))
+
     # -- rooms ---------------------------------------------------------------------------------------
 
     def rooms(
-        self, without: Collection[bytes] = (), given_back: Mapping[bytes, Resources] | None = None
+        self,
+        without: Collection[bytes] = (),
+        given_back: Mapping[bytes, Resources] | None = None,
+        among: Iterable[bytes] | None = None,
     ) -> list[NodeRoom]:
-        """What each node can give at once, as far as is known. ``given_back``: and if it had this, too."""
+        """What each node (or each of ``among``) can give at once, as far as is known. ``given_back``: and if it had
+        this, too."""
         found = []
-        for node_id, totals in self._totals.items():
+        for node_id in self._totals if among is None else among:
             if node_id not in without:
+                totals = self._totals[node_id]
                 said, back = self._available(node_id), (given_back or {}).get(node_id, {})
                 held, asked = self._held.get(node_id, {}), self._asked.get(node_id, {})
                 free = {
@@ -108,6 +138,7 @@ class Ledger:
 
     def check_invariants(self, held: Mapping[bytes, Resources]) -> None:
         """``held``: what the groups say that they hold."""
+        assert sorted(self._nodes) == sorted(self._totals), "the list of nodes is wrong"
         counted = {node_id: {n: a for n, a in total.items() if a} for node_id, total in held.items()}
         assert self._held == {node_id: total for node_id, total in counted.items() if total}, "the ledger is wrong"
         for node_id, asked in self._asked.items():

@@ -72,6 +72,18 @@ def choose(question: Question, rooms: Sequence[NodeRoom]) -> Placement | None:
     return solver.on_one() or solver.pack() or solver.search()
 
 
+def choose_best(question: Question, rooms: Sequence[NodeRoom]) -> Placement | None:
+    """A placement that more nodes could not better: on one for the packing strategies, each on its own for the
+    others. None if a quick look finds none."""
+    solver = _Solver(question, rooms)
+    if question.strategy == "STRICT_SPREAD":
+        return solver.match()
+    if question.strategy == "SPREAD":
+        placed = solver.spread()
+        return placed if placed is not None and len(set(placed.values())) == len(placed) else None
+    return solver.on_one()
+
+
 def fits(free: Resources, need: Resources) -> bool:
     """Whether ``need`` can be taken out of ``free``."""
     return all(free.get(name, 0) >= amount for name, amount in need.items())

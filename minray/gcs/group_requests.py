@@ -3,7 +3,8 @@
 ``GcsService`` is made of this and its own; the methods here are called with its state, on its thread. Requests of
 core workers (answers, errors by kind):
 
-* ``create_placement_group(spec)`` → {state, warning}. RaySystemError for a name that is taken
+* ``create_placement_group(spec)`` → {state, warning}. RaySystemError for a name that is taken, or
+  if its job has ended
 * ``wait_placement_group(group_id)`` → "CREATED" when it is there. ValueError if it is removed, or was never known.
   Answered as late as need be; ``unwait_placement_group(group_id, request_id)`` says that nobody waits any more
 * ``remove_placement_group(group_id)`` → True
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray.gcs.actors import DEAD, ActorError, ActorTable
 from minray.gcs.effects import Effects, notify, order
+from minray.gcs.jobs import JobTable
 from minray.gcs.links import NodeLinks, Scheduler
 from minray.gcs.nodes import NodeTable
 from minray.gcs.placement_groups import PlacementGroupTable
@@ -51,6 +53,7 @@ class GroupRequests:
     _now: Callable[[], float]
     _nodes: NodeTable
     _links: NodeLinks
+    _jobs: JobTable
     _actors: ActorTable
     _available: Callable[[], Iterable[Mapping[str, int]]]
     _do: Callable[[Effects], None]
@@ -157,6 +160,14 @@ class GroupRequests:
         return True
 
     def _on_create_placement_group(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
+        creator = spec.get("creator_actor")
+        alone = spec.get("lifetime") is None and not (creator is not None and self._actor_lives(creator))
+        if alone and self._jobs.has_ended(spec["job_id"]):  # this request has taken longer than the news of the end
+            raise ActorError(
+                "RaySystemError",
+                f"placement group {spec['group_id'].hex()} is not made: its job {spec['job_id'].hex()} has ended. What "
+                "is to outlive a job is made with lifetime='detached', or by a detached actor",
+            )
         answer, effects = self._groups.create(spec, self._now())
         self._do_groups(effects)
         return answer

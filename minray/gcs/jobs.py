@@ -88,6 +88,11 @@ class JobTable:
         job = self._jobs.get(job_id)
         return job is not None and not job["is_dead"]
 
+    def has_ended(self, job_id: bytes) -> bool:
+        """Whether this was a job, and its driver is gone. (Old ones are not remembered one by one.)"""
+        job = self._jobs.get(job_id)
+        return int.from_bytes(job_id, "little") <= self._last if job is None else bool(job["is_dead"])
+
     def introduction(self, job_id: bytes, node_id: bytes) -> dict[str, Any] | None:
         """What a node must know of a job, if its driver is not there, or not any more: ``Introduce.job_config``."""
         job = self._jobs.get(job_id)

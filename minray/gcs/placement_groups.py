@@ -364,7 +364,7 @@ class PlacementGroupTable:
         closed = {node_id for elder in self._elders(group) for node_id in self._guarded(elder, now)}
         closed |= group.refused
         question = group.question()
-        placement = choose(question, self._ledger.rooms(closed))
+        placement = self._ledger.place(question, closed)
         at_once = placement is not None
         if placement is None:
             placement = choose(question, self._ledger.prospects(closed))

@@ -307,8 +307,9 @@ class Runtime(Protocol):
         now or before, or was never known."""
         ...
 
-    def remove_group(self, group_id: bytes) -> None:
-        """Give its resources back. Nothing if it is removed already, or was never known."""
+    def remove_group(self, group_id: bytes, *, wait: bool) -> Callable[[], None] | None:
+        """Give its resources back. Nothing if it is removed already, or was never known. Without ``wait`` it may be
+        returned what waits until it is done: call that before another process hears of the group."""
         ...
 
     # --- about itself -----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from minray.wire.messages import Request, pack
 from minray.worker.link import LOST, Answer
 from minray.worker.waiting import WaitOps
 
-CREATE = "create_placement_group"
+CREATE, REMOVE = "create_placement_group", "remove_placement_group"
 REMEMBERED = 10_000  # groups that this process has removed
 
 
@@ -32,13 +32,15 @@ def captured_by(group: tuple[Any, ...] | None) -> GroupTarget | None:
     return GroupTarget(group[0], ANY_BUNDLE, True, group[3])
 
 
-class _Made(Answer):
-    """The GCS's answer to a creation."""
+class _Unawaited(Answer):
+    """The GCS's answer to a creation or removal that this process goes on without."""
 
     __slots__ = ()
 
     def arrived(self) -> None:
-        if self.ok:
+        if not self.ok:
+            log.warning("minray: %s", self.value[1])
+        elif isinstance(self.value, dict):
             warn_of(self.value)
 
 
@@ -54,6 +56,7 @@ class GroupOps(WaitOps):
     captured: GroupTarget | None = None
     scoped = False  # whether a submission has to look at ``captured`` and ``removed_groups``
     removed_groups: dict[bytes, None]  # by this process, lately
+    _removal: Answer | None = None  # the last that was not waited for
 
     def enter_scope(self, captured: GroupTarget | None) -> None:
         """From now on a task runs here whose children go there by themselves."""
@@ -81,25 +84,17 @@ class GroupOps(WaitOps):
         if spec["name"] or spec["lifetime"] is not None:
             warn_of(self.request(self.gcs_link, CREATE, (spec,), None))
             return None
-        made = _Made()
-        with self.lock:
-            if self.closed or self.gcs_link.closed:
-                raise RaySystemError(LOST)
-            self._request_no += 1
-            self._answers[self._request_no] = made
-            self.leave()
-            self.gcs_link.send(pack(Request(self._request_no, CREATE, (spec,))))
+        made, _ = self._ask_gcs(_Unawaited(), CREATE, spec)
 
         def settle() -> None:
-            if not made.done:
-                self.request(self.gcs_link, "placement_group_bundles", (spec["group_id"],), None)
+            self._await_order(made)
+            if not made.ok and not self.closed:
+                raise self.named_error(*made.value)
 
         return settle
 
-    def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
-        """See the contract."""
-        self.must_not_wait("PlacementGroup.wait()")
-        answer = Answer()
+    def _ask_gcs(self, answer: Answer, method: str, *args: Any) -> tuple[Answer, int]:
+        """Send a request, and do not wait: the Answer that will hear of it, and its number."""
         with self.lock:
             if self.closed or self.gcs_link.closed:
                 raise RaySystemError(LOST)
@@ -107,7 +102,25 @@ class GroupOps(WaitOps):
             number = self._request_no
             self._answers[number] = answer
             self.leave()
-            self.gcs_link.send(pack(Request(number, "wait_placement_group", (group_id,))))
+            self.gcs_link.send(pack(Request(number, method, args)))
+        return answer, number
+
+    def _await_order(self, answer: Answer) -> None:
+        """Until the GCS has answered this one: it answers in order."""
+        if not answer.done:
+            self.request(self.gcs_link, "list_placement_groups", (b"",), None)
+
+    def settle_removals(self) -> None:
+        """Until the groups that this process has removed are: before it asks what is free."""
+        last = self._removal
+        if last is not None:
+            self._await_order(last)
+            self._removal = None
+
+    def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
+        """See the contract."""
+        self.must_not_wait("PlacementGroup.wait()")
+        answer, number = self._ask_gcs(Answer(), "wait_placement_group", group_id)
         try:
             done = self.wait_in_user_code(self.reactor.wait, answer, timeout)
         finally:
@@ -120,11 +133,20 @@ class GroupOps(WaitOps):
             return True
         raise self.named_error(*answer.value)
 
-    def remove_group(self, group_id: bytes) -> None:
+    def remove_group(self, group_id: bytes, *, wait: bool) -> Callable[[], None] | None:
         """See the contract."""
-        self.request(self.gcs_link, "remove_placement_group", (group_id,), None)
+        settle = None
+        if wait:
+            self.request(self.gcs_link, REMOVE, (group_id,), None)
+        else:
+            last = self._removal = self._ask_gcs(_Unawaited(), REMOVE, group_id)[0]
+
+            def settle() -> None:
+                self._await_order(last)
+
         removed = self.removed_groups
         removed[group_id] = None
         self.scoped = True
         if len(removed) > REMEMBERED:
             del removed[next(iter(removed))]
+        return settle

@@ -271,8 +271,20 @@ def test_whoever_hears_of_a_group_finds_that_it_is_known():
     reader = Reader.remote()
     for _ in range(50):
         group = util.placement_group([{"CPU": 0.01}])
-        assert ray.get(reader.state.remote(group)) in ("PENDING", "CREATED")
+        assert ray.get(reader.state.remote(group)) in ("PENDING", "PREPARED", "CREATED")
         util.remove_placement_group(group)
+        assert ray.get(reader.state.remote(group)) == "REMOVED"
+
+
+@minray_only("it says so a little later")
+def test_what_is_removed_is_free_for_whoever_asks():
+    for _ in range(20):
+        groups = [util.placement_group([{"thing": 1}]) for _ in range(2)]
+        assert all(group.wait(30) for group in groups)
+        assert ray.available_resources().get("thing", 0) == 0
+        for group in groups:
+            util.remove_placement_group(group)
+        assert ray.available_resources()["thing"] == 2
 
 
 def test_the_table(make):

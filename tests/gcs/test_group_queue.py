@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
+import pytest
+
+from minray._base.groups import STRATEGIES
 from minray.gcs.placement_groups import LOOK_S, PlacementGroupTable
-from minray.wire.messages import PrepareBundles
+from minray.wire.messages import BundlesPrepared, PrepareBundles
 from tests.gcs.test_placement_groups import C1, C2, C4, CPU, A, B, Head, gid
+
+
+class Counting(dict):
+    """What nodes say is free, and how often anybody looks."""
+
+    count = 0
+
+    def get(self, key, default=None):
+        self.count += 1
+        return super().get(key, default)
+
+
+def node(number: int) -> bytes:
+    return number.to_bytes(28, "big")
+
+
+def large(count: int) -> Head:
+    """A cluster of so many nodes of 4 CPUs."""
+    head = Head()
+    for number in range(count):
+        head.join(node(number), 4)
+    return head
 
 
 def test_what_tools_are_told_of_those_that_wait() -> None:
@@ -62,6 +90,62 @@ def test_the_order_of_those_that_wait_survives_a_loss() -> None:
     head.answer()
     assert head.state(1) == ("CREATED", "ab")
     assert head.state(2)[0] == "PENDING"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_thousand_nodes_cost_little_more_than_ten(strategy: str) -> None:
+    looks = {}
+    for count in (10, 1000):
+        head = large(count)
+        asked = head.free = Counting(head.free)
+        for number in range(1, 11):
+            head.create(number, C1, C1, C1, strategy=strategy)
+            head.answer()
+            assert head.state(number)[0] == "CREATED"
+        looks[count] = asked.count / 10
+    assert looks[10] == 10
+    assert looks[1000] <= 15
+
+
+def test_a_large_cluster_that_is_nearly_full_finds_the_last_hole() -> None:
+    head = large(100)
+    for node_id in head.free:
+        head.free[node_id] = {"CPU": 0}
+    last = node(77)
+    head.free[last] = {"CPU": 4 * CPU}
+    for number, strategy in enumerate(["PACK", "STRICT_PACK", "SPREAD"], 1):
+        head.create(number, C1, strategy=strategy)
+        assert [n for n, _ in head.take(PrepareBundles)] == [last]
+
+
+def test_in_a_large_cluster_too_each_group_is_spread_or_packed_as_well_as_can_be() -> None:
+    head = large(100)
+    for number in range(1, 41):
+        head.create(number, *[C1] * 4, strategy="SPREAD" if number % 2 else "PACK")
+        asked = head.take(PrepareBundles)
+        assert len(asked) == (4 if number % 2 else 1)
+        for node_id, message in asked:
+            head.do(head.table.prepared(node_id, BundlesPrepared(message.group_id, 1, True, node_id), head.now))
+    spread = Counter(n for g in head.table.public().values() for n in g["bundles_to_node_id"].values())
+    assert len(spread) > 75, "not always the same nodes"
+
+
+def test_the_nodes_of_a_large_cluster_come_and_go() -> None:
+    dice = random.Random(5)
+    head = large(60)
+    for number in range(1, 200):
+        if dice.random() < 0.3 and len(head.table._ledger) > 5:
+            gone = dice.choice(head.table._ledger._nodes)
+            head.do(head.table.node_lost(gone, head.now))
+        if dice.random() < 0.3:
+            head.join(node(1000 + number), 4)
+        head.create(number, *[C1] * dice.randint(1, 4), strategy=dice.choice(STRATEGIES))
+        head.answer(ok=dice.random() < 0.9)
+        if number > 20:
+            head.remove(number - 20)
+        head.pass_time(0.5)
+        head.answer()
+    assert head.table.counts()["CREATED"] > 10
 
 
 def test_reports_of_many_nodes_are_looked_at_together(monkeypatch) -> None:

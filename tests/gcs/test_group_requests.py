@@ -134,6 +134,23 @@ def test_a_group_that_nothing_can_hold_comes_with_a_warning() -> None:
     assert head.ask(peer, "create_placement_group", group_spec(OTHER, name="big")).value[0] == "RaySystemError"
 
 
+def test_a_request_that_comes_after_the_end_of_its_job() -> None:
+    head, peer = Head(), Peer()
+    driver = {"driver_worker_id": b"d" * 28, "node_id": NODE}
+    head.node(Request(2, "add_job", (driver,)))
+    head.node(Request(3, "finish_job", (JOB,)))
+    refused = head.ask(peer, "create_placement_group", group_spec(name="late"))
+    assert refused.value[0] == "RaySystemError"
+    assert "has ended" in refused.value[1]
+    assert head.ask(peer, "list_placement_groups") == {}
+    dead = head.ask(peer, "create_placement_group", group_spec(creator_actor=actor_id(7)))
+    assert "has ended" in dead.value[1]
+    head.ask(peer, "create_actor", spec(7, lifetime="detached", name="keeper"))
+    head.ask(peer, "create_placement_group", group_spec(creator_actor=actor_id(7)))
+    head.ask(peer, "create_placement_group", group_spec(OTHER, lifetime="detached"))
+    assert len(head.ask(peer, "list_placement_groups")) == 2
+
+
 def test_actors_wait_for_their_group() -> None:
     head, peer = Head(), Peer()
     head.ask(peer, "create_placement_group", group_spec())

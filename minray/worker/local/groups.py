@@ -143,7 +143,7 @@ class LocalGroupOps(LocalCore):
             raise ValueError(f"placement group {group_id.hex()} is not of this session")
         return False
 
-    def remove_group(self, group_id: bytes) -> None:
+    def remove_group(self, group_id: bytes, *, wait: bool) -> None:
         """See the contract."""
         self.enter()
         group = self._groups.get(group_id)
