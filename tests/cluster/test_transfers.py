@@ -16,6 +16,7 @@ import pytest
 import minray as ray
 from minray.exceptions import ObjectLostError
 from minray.experimental import get_object_locations
+from minray.worker.tool import Tool
 from tests.cluster.conftest import ask_node, eventually
 
 SIZE = 100 << 20
@@ -67,14 +68,21 @@ def in_the_middle(
 ) -> Iterator[tuple[int, Any, Future[Any]]]:
     """``fetch`` brings one object after the other to ``taker``, until one has been caught on its way: a, where they
     lie, stands still then. Yields its number, a, and the future of ``fetch``."""
-    source = node_with(cluster, "a")
-    with ThreadPoolExecutor(1) as pool:
+    source, node = node_with(cluster, "a"), taker._started
+    with ThreadPoolExecutor(1) as pool, Tool(cluster._config, node.endpoint, node.token) as tool:
+
+        def arrived():
+            return tool.ask("stats")["transfers"]["arriving_bytes"]
+
         for number, ref in enumerate(refs):
             got = pool.submit(fetch, ref)
-            eventually(lambda got=got: got.done() or transfers_of(cluster, taker)["receivers"], "it is on its way")
+            while not got.done() and not arrived():
+                pass
             os.kill(source.daemon_pid, signal.SIGSTOP)
             try:
-                if transfers_of(cluster, taker)["receivers"]:
+                while (before := arrived()) != arrived():  # what was in the sockets
+                    pass
+                if 0 < before < SIZE:
                     yield number, source, got
                     return
             finally:

@@ -173,7 +173,7 @@ class Transfers:
         return monotonic()
 
     def stats(self) -> dict[str, int]:
-        """Counts, for diagnostics and tests: what there is now; ``served`` and ``received_bytes``, what there was."""
+        """Counts, for diagnostics and tests: what there is now. ``served``, ``received_bytes``: ever."""
         return {
             "pulls": len(self.pulls),
             "rooms": len(self._rooms),
@@ -185,6 +185,7 @@ class Transfers:
             "pullers": len(self._pullers),
             "served": self._loans.served,
             "received_bytes": self._received_bytes,
+            "arriving_bytes": sum(receiver.at for receiver in self._receivers.values()),
         }
 
     def check_invariants(self) -> None:
