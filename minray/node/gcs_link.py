@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from minray._base import log
-from minray.wire.errors import HandshakeError, WireError
+from minray.wire.errors import Misfit, WireError
 from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, pack, unpack
 from minray.wire.reactor import Connection, Reactor
 
@@ -146,7 +146,7 @@ class GcsLink:
             self.joined = False
             self._deadline = monotonic() + self._patience_s
             log.warning("the connection to the head at %s is lost: %s", self._endpoint, error)
-        if isinstance(error, HandshakeError) or monotonic() + REDIAL_S > self._deadline:
+        if isinstance(error, Misfit) or monotonic() + REDIAL_S > self._deadline:
             self._give_up(f"there is no connection to the head at {self._endpoint}: {error}")
         else:
             self._reactor.call_later(REDIAL_S, self._dial)

@@ -173,14 +173,19 @@ class TlsSocket:
             self._lock.release()
 
     def _read_records(self, target: memoryview) -> int:
-        count = 0
+        count, more = 0, True  # more: the kernel may have it
+        hungry = self._is_hungry()
         while count < len(target):
+            if hungry:
+                size = self._fetch() if more else None
+                if size is None:
+                    break
+                more = size == CHUNK
             try:
                 got = self._tls.read(len(target) - count, target[count:])
-            except ssl.SSLWantReadError:
-                if self._fetch():
-                    continue
-                break
+            except ssl.SSLWantReadError:  # half a record
+                hungry = True
+                continue
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return count
             except ssl.SSLError as error:
@@ -189,6 +194,7 @@ class TlsSocket:
             if not got:
                 return count
             count += int(got)
+            hungry = self._is_hungry()
         else:
             if not self.reads_alone:
                 self._again()
@@ -196,19 +202,23 @@ class TlsSocket:
             raise BlockingIOError(errno.EAGAIN, "no whole record yet")
         return count
 
-    def _fetch(self) -> bool:
-        """Records from the kernel. Whether there were any, or their end."""
+    def _is_hungry(self) -> bool:
+        """Whether there is nothing to decrypt. (To ask OpenSSL costs an exception where this does not.)"""
+        return not (self._tls.pending() or self._incoming.pending or self._incoming.eof)
+
+    def _fetch(self) -> int | None:
+        """Records from the kernel: how many bytes, 0 for their end, None if it has none now."""
         try:
             data = self._sock.recv(CHUNK)
         except (BlockingIOError, InterruptedError):
-            return False
+            return None
         if data:
             self._incoming.write(data)
         elif self._incoming.eof:
-            return False
+            return None
         else:
             self._incoming.write_eof()
-        return True
+        return len(data)
 
     # --- for any thread
 

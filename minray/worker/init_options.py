@@ -86,7 +86,10 @@ class InitOptions:
         where = config.address or address if address in (None, "auto") else address
         offers = tuple(name for name in _OF_A_CLUSTER if said.get(name))
         if where not in (None, "local") and offers and not said.get("local_mode"):
-            raise excludes_resources(str(where), offers)
+            raise excludes_resources(
+                str(where), offers, " Leave them out: `minray start` is told what its node offers. Or say "
+                'init(address="local", …): a session of its own'
+            )  # fmt: skip
         env = check.runtime_env("runtime_env", said.get("runtime_env", job.get("runtime_env")))
         return cls(
             config=config,
@@ -130,7 +133,7 @@ def check_namespace(namespace: Any) -> str | None:
     return namespace
 
 
-def excludes_resources(address: str, offers: Sequence[str], way_out: str = "") -> ValueError:
+def excludes_resources(address: str, offers: Sequence[str], way_out: str) -> ValueError:
     """The error for a driver that joins a cluster and says what nodes are to offer."""
     return ValueError(
         f"When connecting to an existing cluster ({address!r}), num_cpus and num_gpus must not be "

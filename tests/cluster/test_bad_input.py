@@ -251,5 +251,6 @@ def test_resources_for_a_cluster_that_runs(shell):
         for where in (f'"{address}"', '"auto"'):
             text = shell.run("-c", f"import minray as ray; ray.init(address={where}, {said})", code=1)
             assert "ValueError" in text and where.strip('"') in text and said.partition("=")[0] in text
+            assert "Leave them out" in text and 'init(address="local"' in text
     shell.minray("stop")
     shell.leaves_nothing()

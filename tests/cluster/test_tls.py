@@ -167,6 +167,21 @@ print(len(ray.get(big.remote(bytes(5_000_000)))))
     shell.leaves_nothing()
 
 
+def test_a_session_of_one_machine(shell, pki):
+    """Its unix sockets need no TLS, and do not even load it; where it takes TCP, that is TLS as well."""
+    program = """
+import sys
+import minray as ray
+ray.init(num_cpus=2, _system_config={"transport": TRANSPORT})
+square = ray.remote(lambda x: x * x)
+print(ray.get([square.remote(i) for i in range(4)]), "ssl" in sys.modules)
+"""
+    for transport, loaded in (("unix", False), ("tcp", True)):
+        text = shell.driver(program.replace("TRANSPORT", repr(transport)), **variables(pki.node))
+        assert text == f"[0, 1, 4, 9] {loaded}\n"
+    shell.leaves_nothing()
+
+
 def test_who_does_not_fit_is_told_and_so_is_the_head(shell, pki):
     """A node and a question that are plain, of another authority, or of one that only they accept."""
     address = shell.head(*options(pki.head))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -184,3 +185,23 @@ def test_a_refusal_names_its_reason(head: Head, node: Node) -> None:
     head.answer = Reply(0, False, ("ValueError", "no room"))
     node.join()
     assert "no room" in wait_for(lambda: node.lost)[0]
+
+
+def test_somebody_else_at_the_heads_port_is_outlasted(head: Head, node: Node) -> None:
+    """What does not speak our protocol may be gone again in a moment; only a head that does not fit is final."""
+    node.join()
+    wait_for(lambda: node.joined)
+    head.close()
+    host, _, port = head.endpoint.removeprefix("tcp:").rpartition(":")
+    with socket.create_server((host, int(port))) as stranger:
+        stranger.settimeout(20)
+        for _ in range(2):
+            with stranger.accept()[0] as sock:
+                sock.recv(1000)
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    again = Head(endpoint=head.endpoint)
+    try:
+        wait_for(lambda: len(node.joined) == 2)
+        assert node.lost == []
+    finally:
+        again.close()

@@ -42,7 +42,7 @@ from minray.node.transfers.pulls import Effect, Pulls
 from minray.node.transfers.sockets import SILENCE_S, DataSockets
 from minray.store.authority import StoreAuthority
 from minray.store.client import IDLE_S, Room, StoreClient
-from minray.wire.errors import WireError, WrongToken
+from minray.wire.errors import Misfit, WireError
 from minray.wire.messages import (
     Free,
     Freed,
@@ -296,7 +296,7 @@ class Transfers:
         """The end of a link."""
         if self._sources.get(link.node_id) is link and not self.closed:
             del self._sources[link.node_id]
-            gone = isinstance(error, WrongToken) or self._view_endpoint(link.node_id) is None
+            gone = isinstance(error, Misfit) or self._view_endpoint(link.node_id) is None
             reason = str(error) if error is not None else "the connection was closed"
             self._do(self.pulls.link_lost(link.node_id, reason, self.now(), gone=gone))
 
