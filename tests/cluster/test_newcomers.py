@@ -1,0 +1,119 @@
+"""Who has only the README; and what surprises those who go on from there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.cluster.shell import LIMIT_S
+from tests.e2e.support import ROOT, eventually, session_dir_prefix
+
+EXAMPLES = ["examples/actors.py", "examples/streaming.py", "examples/word_count.py --limit 20 --no-serial"]
+CHANGES = ("process", "MB", "parallel:", "counting")  # lines that say how it went, not what came out
+
+
+def commands(mark: str) -> list[str]:
+    """The lines of the README's block behind that mark, as they are."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split(f"<!-- command: {mark} -->")[1]
+    return [line for line in text.split("```")[1].splitlines()[1:] if line.strip()]
+
+
+class Terminal:
+    """A user's shell in a fresh clone, where ``minray`` and ``python`` are those that were installed."""
+
+    def __init__(self, shell) -> None:
+        self.shell = shell
+        tools = shell.root / "token-tools"  # (a name that ``leaves_nothing`` knows)
+        tools.mkdir()
+        for name, words in (("python", ""), ("minray", " -m minray.cli.main")):
+            tool = tools / name
+            tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{words} "$@"\n')
+            tool.chmod(0o755)
+        self.env = {**shell.env, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def type(self, line: str, **env: str) -> str:
+        """What it shows."""
+        done = subprocess.run(
+            ["sh", "-c", line], capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT, env={**self.env, **env},
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        self.shell.prefixes |= {session_dir_prefix(path) for path in self.shell.sessions()}
+        assert done.returncode == 0, f"$ {line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+def answers(shown: str) -> list[str]:
+    return [line for line in shown.splitlines() if not any(word in line for word in CHANGES)]
+
+
+def test_who_follows_the_readme_gets_the_same_answers(shell):
+    terminal = Terminal(shell)
+    head, join, program, status, stop = commands("cluster")
+    examples = [program, *(f"python {example}" for example in EXAMPLES)]
+    alone = [answers(terminal.type(line)) for line in examples]
+    said = terminal.type(head)
+    (printed,) = [line.strip() for line in said.splitlines() if "minray start --address=" in line]
+    address = printed.rpartition("--address=")[2]
+    assert join.count("HOST:PORT") == 1
+    terminal.type(join.replace("HOST:PORT", address))
+    assert [answers(terminal.type(line)) for line in examples] == alone and all(alone)
+    assert "2 alive" in terminal.type(status)
+    terminal.type(printed)  # the line that the head has printed does the same
+    assert "3 alive" in terminal.type(status)
+    assert terminal.type(stop).count(": ended") == 3
+    shell.leaves_nothing()
+
+
+def test_a_head_that_is_started_again_at_its_port_is_another_cluster(shell):
+    """What ran on its nodes is not known to the new one: they end, and come as new ones."""
+    token = f"--token-file={shell.token()}"
+    address = shell.head(token)
+    port = address.rpartition(":")[2]
+    join = ["start", f"--address={address}", token, "--num-cpus=1", '--resources={"b": 1}']
+    shell.minray(*join)
+    program = """
+import minray as ray
+ray.init(namespace="n")
+
+@ray.remote(resources={"b": 1})
+class Keeper:
+    def __init__(self):
+        self.count = 0
+    def add(self):
+        self.count += 1
+        return self.count
+
+keeper = Keeper.options(name="keeper", lifetime="detached", get_if_exists=True).remote()
+print(ray.get(keeper.add.remote(), timeout=30))
+"""
+    assert [shell.driver(program) for _ in range(2)] == ["1\n", "2\n"]
+    info = shell.info(address)
+    os.kill(info.daemon[0], signal.SIGKILL)
+    eventually(lambda: not os.path.exists(info.folder), "the head's zygote clears up")
+    (node,) = shell.sessions()
+    assert shell.head(token, f"--port={port}") == address
+    eventually(lambda: not os.path.exists(node), "the old node ends, and nothing is left of it")
+    shell.minray(*join)
+    assert "2 alive" in shell.minray("status")
+    assert shell.driver(program) == "1\n"
+    assert shell.minray("stop").count(": ended") == 2
+    shell.leaves_nothing()
+
+
+@pytest.mark.parametrize("label", ["ray.io/node-id=me", "ray.io/mine=1"])
+def test_labels_that_are_not_the_users(shell, label):
+    text = shell.minray("start", "--head", f"--labels={label}", code=1)
+    assert label.split("=")[0] in text and "ray.io/ are minray's own" in text
+    shell.leaves_nothing()
+
+
+def test_what_is_small_is_shown_as_it_is(shell):
+    shell.head("--object-store-memory=20M", "--labels=lab.example/rack=a")
+    status = shell.minray("status")
+    assert "0.0/20.0M" in status and "lab.example/rack=a" in status
+    shell.minray("stop")
