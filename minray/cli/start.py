@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "node that joins, or 'auto': the address on its way to the head)",
     )
     add("--port", type=_port, default=0, help="to listen at (default: the kernel chooses a free one)")
+    add("--min-worker-port", type=_port, metavar="PORT", help="workers and drivers on this machine listen from here")
+    add("--max-worker-port", type=_port, metavar="PORT", help="to here (default: at ports that the kernel chooses)")
     add("--num-cpus", type=_number, help="CPUs that it offers (default: what this process may use)")
     add("--num-gpus", type=_number, help="GPUs that it offers (default: those that are found)")
     add("--resources", type=_resources, metavar="JSON", help='further ones, e.g. \'{"license": 2}\'')
@@ -103,6 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from minray import clusters
 
+    low, high = arguments.min_worker_port, arguments.max_worker_port
+    if (low is None) != (high is None):
+        raise clusters.ClusterError("--min-worker-port and --max-worker-port belong together: say both, or none")
+    arguments.worker_ports = None if low is None else f"{low}-{high}"
     config = settings(arguments)
     started = clusters.start_node(
         config,

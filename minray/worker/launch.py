@@ -232,6 +232,7 @@ def _start(
 ) -> LocalCluster:
     listeners, endpoint = listen(config, info.folder, cluster)
     info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None, tls=config.tls)
+    info = replace(info, worker_ports=config.worker_ports)
     if cluster is not None:
         info = replace(info, gcs=gcs["endpoint"] if gcs is not None else nearest(endpoint, same_machine=False))
         node.setdefault("node_ip_address", cluster["host"])

@@ -49,6 +49,7 @@ class SessionInfo:
     gcs: str = ""  # the cluster that it belongs to: where other machines reach its head; "": to none
     is_head: bool = True
     node_id: str = ""  # hexadecimal
+    worker_ports: str | None = None  # see Config: drivers of the machine keep to it, too
     tls: tuple[str, str, str] | None = None  # its files (see Config.tls), which all processes of the machine use
 
     @property
@@ -74,6 +75,7 @@ class SessionInfo:
         lines = [_MAGIC, f"endpoint {self.endpoint}", f"place {self.place}", f"created {self.created!r}"]
         lines += [f"gcs {self.gcs}"] * bool(self.gcs) + [f"role {'head' if self.is_head else 'node'}"]
         lines.append(f"node_id {self.node_id}")
+        lines += [f"worker_ports {self.worker_ports}"] * bool(self.worker_ports)
         if self.tls is not None:
             lines.append(f"tls {' '.join(os.fsencode(path).hex() for path in self.tls)}")  # paths may hold anything
         for role in ("driver", "daemon", "zygote"):
@@ -109,6 +111,7 @@ class SessionInfo:
             gcs=said.get("gcs", ""),
             is_head=said.get("role") != "node",
             node_id=said.get("node_id", ""),
+            worker_ports=said.get("worker_ports"),
             tls=(files[0], files[1], files[2]) if len(files) == 3 else None,
             **lives,
         )

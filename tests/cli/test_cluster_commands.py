@@ -34,14 +34,14 @@ def test_what_start_takes() -> None:
     words = (
         "--head --host=10.0.0.1 --port=6379 --num-cpus=2 --num-gpus=0.5 --labels=rack=a,disk=ssd --node-name=n "
         "--object-store-memory=2G --memory=1024 --temp-dir=/t --token-file=/f --block "
-        "--tls-cert=/c --tls-key=/k --tls-ca=/a"
+        "--tls-cert=/c --tls-key=/k --tls-ca=/a --min-worker-port=20000 --max-worker-port=20999"
     )
     said = vars(parsed(start, *words.split(), "--resources", '{"license": 2}'))
     assert said == {
         "head": True, "address": None, "host": "10.0.0.1", "port": 6379, "num_cpus": 2, "num_gpus": 0.5,
         "labels": {"rack": "a", "disk": "ssd"}, "resources": {"license": 2}, "node_name": "n",
         "object_store_memory": 2 << 30, "memory": 1024, "temp_dir": "/t", "token_file": "/f", "block": True,
-        "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a",
+        "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a", "min_worker_port": 20000, "max_worker_port": 20999,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from tests.cluster.shell import LIMIT_S
 from tests.e2e.support import ROOT, eventually, session_dir_prefix
+from tests.wire.support import free_range
 
 EXAMPLES = ["examples/actors.py", "examples/streaming.py", "examples/word_count.py --limit 20 --no-serial"]
 CHANGES = ("process", "MB", "parallel:", "counting")  # lines that say how it went, not what came out
@@ -102,6 +104,42 @@ print(ray.get(keeper.add.remote(), timeout=30))
     assert "2 alive" in shell.minray("status")
     assert shell.driver(program) == "1\n"
     assert shell.minray("stop").count(": ended") == 2
+    shell.leaves_nothing()
+
+
+def test_a_firewall_may_know_every_port(shell):
+    low = free_range(24)
+    ports = [f"--port={low}", f"--min-worker-port={low + 2}", f"--max-worker-port={low + 23}"]
+    address = shell.head(*ports)
+    assert address == f"127.0.0.1:{low}"
+    shell.minray("start", f"--address={address}", "--num-cpus=1", f"--port={low + 1}", *ports[1:])
+    program = """
+import json
+import psutil
+import minray as ray
+
+@ray.remote
+def ports():
+    here = psutil.Process()
+    return [c.laddr.port for c in here.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+
+ray.init()
+nodes = [node["NodeID"] for node in ray.nodes()]
+affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+there = [ports.options(scheduling_strategy=affinity(node, soft=False)).remote() for node in nodes]
+print(json.dumps([[port for found in ray.get(there) for port in found], ports._function()]))
+"""
+    workers, driver = json.loads(shell.driver(program))
+    assert len(set(workers)) == 2 and len(driver) == 1 and driver[0] not in workers
+    assert all(low + 2 <= port <= low + 23 for port in workers + driver)
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+@pytest.mark.parametrize("words", [["--min-worker-port=5000"], ["--min-worker-port=5000", "--max-worker-port=4000"]])
+def test_half_a_range_of_ports(shell, words):
+    text = shell.minray("start", "--head", *words, code=1)
+    assert "--max-worker-port" in text or "5000-4000" in text
     shell.leaves_nothing()
 
 
