@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,3 +156,67 @@ def test_what_is_small_is_shown_as_it_is(shell):
     status = shell.minray("status")
     assert "0.0/20.0M" in status and "lab.example/rack=a" in status
     shell.minray("stop")
+
+
+def test_how_full_the_store_is(shell):
+    shell.head("--object-store-memory=100M")
+    program = """
+import subprocess, sys
+import minray as ray
+ray.init()
+total = ray.cluster_resources()["object_store_memory"]
+assert ray.available_resources()["object_store_memory"] == total
+ref = ray.put(bytes(30_000_000))
+assert 0 < ray.available_resources()["object_store_memory"] <= total - 30_000_000
+command = [sys.executable, "-m", "minray.cli.main", "status"]
+while " 0.0/100.0M" in subprocess.run(command, capture_output=True, text=True).stdout:
+    pass
+print("shown")
+"""
+    assert shell.driver(program) == "shown\n"
+    shell.minray("stop")
+    shell.leaves_nothing()
+
+
+def script(mark: str) -> str:
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    return text.split(f"<!-- script: {mark} -->")[1].split("```sh\n")[1].split("```")[0]
+
+
+def test_the_script_for_slurm(shell):
+    """With a stand-in for srun that runs a step on this machine, once per node."""
+    terminal = Terminal(shell)
+    home = shell.root / "token-home"
+    home.mkdir()
+    (home / "minray.token").write_text("0123456789abcdef" * 4)
+    (home / "minray.token").chmod(0o600)
+    (home / "program.py").write_text(
+        """
+import time
+import minray as ray
+ray.init()
+while len(ray.nodes()) < 3:
+    time.sleep(0.01)
+print("CPUs:", int(ray.cluster_resources()["CPU"]))
+"""
+    )
+    srun = home / "srun"
+    srun.write_text(
+        """#!/bin/sh
+[ "$1" = --nodes=2 ] && [ "${2%=*}" = --exclude ] || exit 9
+shift 2
+"$@" & "$@" & wait
+"""
+    )
+    srun.chmod(0o755)
+    text = script("slurm").replace("46379", str(free_range(1)))
+    path = f"{home}:{terminal.env['PATH']}"
+    slurm = {"SLURM_JOB_ID": shell.mark, "SLURM_NNODES": "3", "SLURM_CPUS_PER_TASK": "2"}
+    folder = f"/tmp/minray-{shell.mark}"
+    try:
+        shown = terminal.type(f"cd {home}\n{text}", HOME=str(home), PATH=path, **slurm)
+        assert "CPUs: 6" in shown and shown.count("has joined") == 2
+        assert os.listdir(folder) == []
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    eventually(lambda: not [line for line in shell.left() if line.startswith("process")], "all steps have ended")
