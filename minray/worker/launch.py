@@ -276,7 +276,7 @@ def _start(
     finally:
         for sock in (*listeners, *pair):  # the daemon's now: if it dies, connecting is refused
             sock.close()
-    info = replace(info, daemon=_life(daemon), zygote=_life(zygote))
+    info = replace(info, starter=None, daemon=_life(daemon), zygote=_life(zygote))
     info.write()
     return LocalCluster(info, token, daemon, zygote, log_fd)
 

@@ -137,6 +137,18 @@ print(json.dumps([[port for found in ray.get(there) for port in found], ports._f
     shell.leaves_nothing()
 
 
+def test_many_nodes_start_at_the_same_time(shell):
+    """As a script or a batch system does it. Each sweeps up after dead sessions, and none is one."""
+    address = shell.head()
+    words = ["-m", "minray.cli.main", "start", f"--address={address}", "--num-cpus=1"]
+    starting = [shell.start(*words) for _ in range(5)]
+    said = [process.communicate(timeout=LIMIT_S) for process in starting]
+    assert [process.returncode for process in starting] == [0] * 5, said
+    assert "6 alive" in shell.minray("status")
+    assert shell.minray("stop").count(": ended") == 6
+    shell.leaves_nothing()
+
+
 @pytest.mark.parametrize("words", [["--min-worker-port=5000"], ["--min-worker-port=5000", "--max-worker-port=4000"]])
 def test_half_a_range_of_ports(shell, words):
     text = shell.minray("start", "--head", *words, code=1)
