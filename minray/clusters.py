@@ -77,8 +77,8 @@ def start_node(
     Args:
         config, node, stays: see ``worker.launch``.
         address: host:port of the head.
-        host: where other machines reach this one. None: the loopback. "auto", for a node: the address that this
-            machine has on the way to the head.
+        host: where other machines reach this one. None: for a head the loopback; for a node, as "auto" says, the
+            address that this machine has on the way to the head.
         port: where to listen; 0: the kernel chooses.
 
     Raises:
@@ -120,26 +120,23 @@ def offer_of(said: Mapping[str, Any]) -> dict[str, Any]:
 def _host_of_head(host: str | None) -> str:
     if host == "auto":
         raise ClusterError("--host=auto is for a node that joins: a head is told at which address others reach it")
-    return _number(host)
+    return LOOPBACK if host is None else _number(host)
 
 
 def _host_of_node(host: str | None, head: str) -> str:
-    alone = is_loopback(f"tcp:{head}")
-    if host is None and not alone:
+    if host is None or host == "auto":
+        return addresses.here_towards(head)
+    number = _number(host)
+    if is_loopback(f"tcp:{addresses.join(number, 1)}") and not is_loopback(f"tcp:{head}"):
         raise ClusterError(
-            f"the head is at {head}, so this node has to be reachable for others, and that only happens if you say "
-            f"so: add --host=auto (here {addresses.here_towards(head)}), or --host=ADDRESS of this machine"
-        )
-    number = addresses.here_towards(head) if host == "auto" else _number(host)
-    if not alone and is_loopback(f"tcp:{addresses.join(number, 1)}"):
-        raise ClusterError(
-            f"--host={host}: other machines cannot reach a node at {number}, and the head is at {head}: say --host=auto"
+            f"--host={host}: other machines cannot reach a node at {number}, and the head is at {head}: "
+            "leave --host out, or name an address of this machine"
         )
     return number
 
 
-def _number(host: str | None) -> str:
-    number = LOOPBACK if host is None else addresses.number_of(host)
+def _number(host: str) -> str:
+    number = addresses.number_of(host)
     if number in ("0.0.0.0", "::"):
         raise ClusterError(
             f"--host={host} is no address at which others can reach this machine: name one (`ip address` shows them)"
@@ -180,6 +177,12 @@ def _await_joined(config: Config, started: LocalCluster, head: Access) -> None:
             if started.daemon.poll() is None and time.monotonic() > deadline:
                 raise ClusterError(_explain(head.address, error)) from None
             time.sleep(POLL_S)
+
+
+def forget(config: Config, address: str) -> None:
+    """A node of that cluster has ended here: without another one it is not the latest cluster any more."""
+    if not addresses.nodes_here(config, address):
+        addresses.forget_latest(config, address)
 
 
 # --- asking ---------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ class RemoteGcs:
             silence_s=config.node_timeout_s,
             deliver=lambda message: daemon.node.on_gcs(message),
             joined=lambda terms: daemon.node.joined(terms),
-            lost=daemon.end,
+            lost=lambda reason: daemon.end(reason, failed=not self.link.dismissed),
             held=lambda: list(daemon.node.table.bundles.held()),
         )
 
@@ -348,7 +348,7 @@ def make_node(daemon: Daemon) -> Any:
         zygote_life=boot["zygote"],
         gcs_send=daemon.gcs.send,
         gcs_join=daemon.gcs.join,
-        end_session=daemon.end,
+        end_session=lambda reason: daemon.end(reason, failed=True),
     )
 
 
@@ -363,6 +363,7 @@ class Daemon:
         self._watched = [life_fd]  # descriptors that tell of the driver's end
         self._driver: tuple[int, float] | None = boot["driver"]
         self._ending = False
+        self.failed = False  # it ended, and nobody wanted that
         self.last_resort: Callable[[int], Any] = lambda seconds: None  # ends this process after that time
         self.reactor = Reactor.configured(self.config, token=boot["token"], background=False, name="daemon")
         self.node_id: bytes = boot["node_id"]
@@ -414,10 +415,10 @@ class Daemon:
 
     # --- the end
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, failed: bool = False) -> None:
         """End the session: its processes, its segments, its folder, then this process."""
         if not self._ending:
-            self._ending = True
+            self._ending, self.failed = True, failed
             say(f"ends because {reason}")
             for fd in self._watched:
                 self.reactor.remove_reader(fd)
@@ -437,7 +438,7 @@ def say(text: str) -> None:
 
 
 def main(folder: str) -> None:
-    """The process: boot, serve, end. ``folder``: the session's."""
+    """The process: boot, serve, end. ``folder``: the session's. Exit status 1: the head or the zygote was lost."""
     try:
         boot = read_boot(0)
     except EOFError:
@@ -456,3 +457,5 @@ def main(folder: str) -> None:
     say(f"serves {boot['endpoint']} after {time.process_time() * 1000:.0f} ms of CPU time")
     daemon.reactor.run_forever()
     daemon.reactor.close()
+    if daemon.failed:
+        sys.exit(1)

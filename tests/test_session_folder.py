@@ -100,8 +100,13 @@ def test_a_sweep_takes_the_dead_and_leaves_the_living(tmp_path: Path) -> None:
         make_session(root, own_identity(), b""),
         replace(make_session(root, None, b""), daemon=own_identity()),
         replace(make_session(root, DEAD, b""), zygote=own_identity()),
+        make_session(root, None, b""),  # one that will stay: this process makes it just now
     ]
-    dead = [replace(make_session(root, DEAD, b""), daemon=DEAD), make_session(root, None, b"")]
+    dead = [
+        replace(make_session(root, DEAD, b""), daemon=DEAD),
+        replace(make_session(root, None, b""), starter=DEAD),
+        replace(make_session(root, None, b""), starter=None, daemon=DEAD),
+    ]
     for info in living + dead:
         info.write()
     (tmp_path / "something else").mkdir()

@@ -76,6 +76,7 @@ class Config:
     handshake_s: float = 10.0  # a connection that has not authenticated by then is closed
     token: str | None = field(default=None, repr=False)  # the cluster's shared secret; None: made per session
     token_file: str | None = None  # the same in a file of mode 0600
+    worker_ports: str | None = None  # where workers and drivers listen for other machines: "20000-20999"; None: any
     tls_cert: str | None = None  # TLS for TCP connections, all three or none: this machine's certificate,
     tls_key: str | None = None  # its key,
     tls_ca: str | None = None  # and the authority whose certificates are let in (files, PEM)
@@ -138,6 +139,11 @@ class Config:
             text = "must be a share of the memory: greater than 0, at most 1 (1: never end a worker)"
             raise ValueError(_complaint("memory_threshold", self.memory_threshold, text))
         self._check_security()
+        if self.worker_ports is not None:
+            low, dash, high = self.worker_ports.partition("-")
+            if not (dash and low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high) < 65536):
+                text = "must be two ports in 1..65535, the lower one first, like 20000-20999"
+                raise ValueError(_complaint("worker_ports", self.worker_ports, text))
         soft, hard = self.max_workers_soft, self.max_workers_hard
         if soft is not None and hard is not None and soft > hard:
             raise ValueError(_complaint("max_workers_soft", soft, f"must be at most max_workers_hard={hard}"))

@@ -19,6 +19,7 @@ from minray._base.machine import detect_totals as detect_totals
 
 UNIT = 10_000
 PRECISION = 0.0001
+MOST = 10**14  # in units still fits into 64 bits; bytes of memory are counted, too
 CPU, GPU, MEMORY, STORE_MEMORY = "CPU", "GPU", "memory", "object_store_memory"
 # Written by keywords of their own, so not allowed in resources={…}.
 _KEYWORDS = {CPU: "num_cpus", GPU: "num_gpus", MEMORY: "memory", STORE_MEMORY: "object_store_memory"}
@@ -29,7 +30,7 @@ def quantity_to_units(name: str, quantity: Any) -> int:
 
     Raises:
         TypeError: not a number.
-        ValueError: negative, not finite, or finer than 0.0001.
+        ValueError: negative, not finite, beyond ``MOST``, or finer than 0.0001.
     """
     if not isinstance(quantity, (int, float)):
         try:  # numpy's scalars are numbers too
@@ -42,6 +43,8 @@ def quantity_to_units(name: str, quantity: Any) -> int:
         raise ValueError(f"the quantity of resource {name} must be finite, got {quantity!r}")
     if quantity < 0:
         raise ValueError(f"the quantity of resource {name} cannot be negative, got {quantity!r}")
+    if quantity > MOST:
+        raise ValueError(f"the quantity of resource {name} can be at most {MOST}, got {quantity!r}")
     if isinstance(quantity, int):
         return quantity * UNIT
     units = round(quantity * UNIT)

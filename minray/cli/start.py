@@ -5,7 +5,7 @@
     … --block                              ──▶ stays; Ctrl-C, SIGTERM, or its own end in any way ends the node
 
 Returns when the cluster knows the node. Without ``--block`` the node stays until ``minray stop``, or the end of its
-head. Only the loopback is ever listened at unless ``--host`` says otherwise.
+head. A head listens at the loopback unless ``--host`` says otherwise; a node where it can reach its head.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host",
         "--node-ip-address",
         metavar="ADDRESS",
-        help="of this machine, at which others reach it (default: 127.0.0.1, so nobody else can); for a node that "
-        "joins also 'auto': the address on its way to the head",
+        help="of this machine, at which others reach it (default: for a head 127.0.0.1, so nobody else can; for a "
+        "node that joins, or 'auto': the address on its way to the head)",
     )
     add("--port", type=_port, default=0, help="to listen at (default: the kernel chooses a free one)")
+    add("--min-worker-port", type=_port, metavar="PORT", help="workers and drivers on this machine listen from here")
+    add("--max-worker-port", type=_port, metavar="PORT", help="to here (default: at ports that the kernel chooses)")
     add("--num-cpus", type=_number, help="CPUs that it offers (default: what this process may use)")
     add("--num-gpus", type=_number, help="GPUs that it offers (default: those that are found)")
     add("--resources", type=_resources, metavar="JSON", help='further ones, e.g. \'{"license": 2}\'')
@@ -103,8 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from minray import clusters
 
+    low, high = arguments.min_worker_port, arguments.max_worker_port
+    if (low is None) != (high is None):
+        raise clusters.ClusterError("--min-worker-port and --max-worker-port belong together: say both, or none")
+    arguments.worker_ports = None if low is None else f"{low}-{high}"
+    config = settings(arguments)
     started = clusters.start_node(
-        settings(arguments),
+        config,
         clusters.offer_of({name: getattr(arguments, name) for name in OFFERS}),
         address=arguments.address,
         host=arguments.host,
@@ -112,7 +119,12 @@ def _run(arguments: argparse.Namespace) -> int:
         stays=not arguments.block,
     )
     print("\n".join(told(arguments, started)), flush=True)
-    return _block(started) if arguments.block else 0
+    if not arguments.block:
+        return 0
+    try:
+        return _block(started)
+    finally:
+        clusters.forget(config, started.info.gcs.removeprefix("tcp:"))
 
 
 def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
@@ -124,7 +136,7 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
     init = f', _temp_dir="{os.path.abspath(arguments.temp_dir)}"' if arguments.temp_dir else ""
     if info.is_head:
         lines = [f"This machine is the head of a cluster at {address} (node {info.node_id[:8]}, {info.folder})."]
-        lines += ["", *_join_lines(address, info.token_path, info.tls)]
+        lines += ["", *_join_lines(address, info.token_path, info.tls, where)]
     else:
         lines = [f"This machine has joined the cluster at {address}: node {info.node_id[:8]} at {here}, {info.folder}."]
     return [
@@ -138,19 +150,19 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
     ]
 
 
-def _join_lines(address: str, token: str, tls: tuple[str, str, str] | None) -> list[str]:
+def _join_lines(address: str, token: str, tls: tuple[str, str, str] | None, where: str) -> list[str]:
     host = address.rpartition(":")[0]
     if host.startswith("127.") or host == "[::1]":
         return [
             "Only this machine can reach it: to let others join, start it with --host=ADDRESS of this machine.",
             "Another node on this machine:",
-            f"  MINRAY_TOKEN_FILE={shlex.quote(token)} minray start --address={address}",
+            f"  MINRAY_TOKEN_FILE={shlex.quote(token)} minray start --address={address}{where}",
         ]
     with_tls = " --tls-cert=FILE --tls-key=FILE --tls-ca=FILE" if tls is not None else ""
     return [
         "On each other machine, with the cluster's token (a secret: only you may read it, mode 0600):",
         f"  scp {host}:{shlex.quote(token)} minray.token",
-        f"  MINRAY_TOKEN_FILE=minray.token minray start --address={address} --host=auto{with_tls}",
+        f"  MINRAY_TOKEN_FILE=minray.token minray start --address={address}{with_tls}",
         *([f"  (FILEs: a certificate for it of the authority in {tls[2]}, its key, that authority)"] if tls else []),
     ]
 

@@ -2,8 +2,8 @@
 
     the head's cluster_status ──▶ report(…), pure ──▶ columns
 
-Amounts read "in use / in all"; bytes in GiB. Resources that minray makes by itself for placing (``node:…``, those of
-placement groups) are not shown.
+Amounts read "in use / in all"; bytes in GiB, or in MiB where there is less than one. Resources that minray makes by
+itself for placing (``node:…``, those of placement groups) and its own labels are not shown.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             for name, amount in part.items():
                 total[name] = total.get(name, 0.0) + amount
         name = str(node["node_name"] or node["hostname"]) + " (head)" * (HEAD_MARK in node["totals"])
-        labels = ",".join(f"{key}={value}" for key, value in sorted(node["labels"].items()) if "/" not in key)
+        labels = ",".join(f"{key}={value}" for key, value in sorted(node["labels"].items()) if key[:7] != "ray.io/")
         rows.append([node["node_id"][:8], node["address"], name, *_amounts(kinds, used, totals), labels])
     if len(nodes) > 1:
         rows.append(["all", "", "", *_amounts(kinds, *sums), ""])
@@ -92,7 +92,8 @@ def _amounts(kinds: Sequence[str], used: Mapping[str, float], totals: Mapping[st
 
 def _use(name: str, used: float, total: float) -> str:
     if name in _BYTES:
-        return f"{used / GIB:.1f}/{total / GIB:.1f}G"
+        unit, letter = (GIB, "G") if total >= GIB else (GIB / 1024, "M")
+        return f"{used / unit:.1f}/{total / unit:.1f}{letter}"
     return f"{used:g}/{total:g}"
 
 

@@ -113,16 +113,16 @@ class NodeLinks:
         for link in self._links.values():
             link.jobs.discard(job_id)
 
-    def fence(self, node_id: bytes, reason: str) -> None:
+    def fence(self, node_id: bytes, reason: str, dismissed: bool = False) -> None:
         """Tell a node that it counts as dead, and let go of it."""
         link = self._links.get(node_id)
         if link is not None and link.peer is not None:
-            refuse(link.peer, reason)
+            refuse(link.peer, reason, dismissed)
 
     def fence_all(self, reason: str) -> None:
         """The head ends, and with it the cluster."""
         for node_id in list(self._links):
-            self.fence(node_id, reason)
+            self.fence(node_id, reason, dismissed=True)
 
     # --- deadlines --------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class NodeLinks:
         self._board.check_invariants()
 
 
-def refuse(peer: NodePeer, reason: str) -> None:
+def refuse(peer: NodePeer, reason: str, dismissed: bool = False) -> None:
     """Tell a node that it counts as dead."""
-    peer.send(pack(Fenced(reason)))
+    peer.send(pack(Fenced(reason, dismissed)))
     peer.close()

@@ -74,6 +74,7 @@ class GcsLink:
         self._over = False
         self._ever = False  # it has been JOINED
         self.joined = False
+        self.dismissed = False  # the cluster has ended in good order
 
     def join(self, info: dict[str, Any]) -> None:
         """Go there and say ``add_node(info)``."""
@@ -121,6 +122,7 @@ class GcsLink:
                 return
             message = unpack(raw)
             if isinstance(message, Fenced):
+                self.dismissed = message.dismissed
                 self._give_up(f"the head counts it as dead: {message.reason}")
             elif isinstance(message, Reply) and message.request_id == JOIN_REQUEST:
                 self._answered(conn, message)

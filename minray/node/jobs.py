@@ -24,6 +24,8 @@ from minray.wire.messages import Died, Register, Reply, pack
 if TYPE_CHECKING:
     from minray.node.service import NodeService
 
+PRESTARTED = 64  # workers at most, for a driver that comes, where a node offers more CPUs than its machine has
+
 
 class Jobs:
     """See the file's head. ``sys_path``: for workers of a job of which nothing is known."""
@@ -90,7 +92,8 @@ class Jobs:
         peer.conn.send(pack(node.registered(job_id, {})))
         self._watch_pid(peer, hello.pid)
         if node.config.prestart:
-            node.do(node.table.prestart(job_id, node.table.pool.cpus, node.now()))
+            count = min(node.table.pool.cpus, max(PRESTARTED, os.cpu_count() or 1))
+            node.do(node.table.prestart(job_id, count, node.now()))
         node.settle()
 
     def _watch_pid(self, peer: Peer, pid: int) -> None:

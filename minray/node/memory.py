@@ -15,11 +15,11 @@ worker at a time.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from minray._base import log
 from minray._base.machine import memory_in_use
 from minray._base.process import private_memory
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 FILL_RATE = 4 << 30  # bytes per second: hardly anything fills memory faster
 SOONEST_S, LATEST_S = 0.1, 2.0
 GIB = 1 << 30
-log = logging.getLogger("minray")
 
 
 class Processes(Protocol):

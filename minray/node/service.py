@@ -422,8 +422,12 @@ class NodeService:
             self._gcs_send(question)
 
     def available(self) -> dict[str, int]:
-        """What is free now, in wire units."""
-        return {name: max(0, amount) for name, amount in self.table.book.available.items()}
+        """What is free now, in wire units. Of the store's memory: what is neither promised nor lent to writers."""
+        free = {name: max(0, amount) for name, amount in self.table.book.available.items()}
+        if STORE_MEMORY in free:
+            unused = self.totals[STORE_MEMORY] - self.store.reserved * UNIT
+            free[STORE_MEMORY] = max(0, min(free[STORE_MEMORY], unused))
+        return free
 
     # -- effects and time --------------------------------------------------------------------------
 

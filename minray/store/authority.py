@@ -63,6 +63,11 @@ class StoreAuthority:
         """When ``tick`` wants to be called; ask after every call of the others."""
         return self.table.next_deadline()
 
+    @property
+    def reserved(self) -> int:
+        """Bytes of objects, and of the room that writers have borrowed for more."""
+        return self.table.reserved
+
     def stats(self) -> StoreStats:
         """How full, and with what."""
         return self.table.stats()

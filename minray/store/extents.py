@@ -527,6 +527,11 @@ class ExtentTable:
         effects, self._effects = self._effects, []
         return effects
 
+    @property
+    def reserved(self) -> int:
+        """Bytes that nobody else can have at this moment."""
+        return self._book.reserved
+
     def stats(self) -> StoreStats:
         """How full the store is, and with what."""
         pinned = [known for known in self._catalog.objects.values() if known.pins]

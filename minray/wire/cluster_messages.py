@@ -35,6 +35,7 @@ class Fenced(Message):
     """GCS → node: you count as dead. It ends what it runs, and comes back as a new node or not at all."""
 
     reason: str
+    dismissed: bool  # the whole cluster ends, in good order
 
 
 @message(93)

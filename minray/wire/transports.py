@@ -1,8 +1,8 @@
 """Endpoints → non-blocking stream sockets. The one place that maps addresses and their errors.
 
 An endpoint is a string: ``unix:/path``, ``tcp:host:port`` (IPv6 as ``tcp:[::1]:port``), ``mem:name``. A
-request to listen may leave the choice to the kernel (``tcp:127.0.0.1:0``); the real endpoint comes back with
-the listener.
+request to listen may leave the choice to the kernel (``tcp:127.0.0.1:0``), or name a range of which any free port
+will do (``tcp:127.0.0.1:20000-20999``); the real endpoint comes back with the listener.
 
 A process that listens at two places has both in one string, the nearest first, a blank between:
 ``unix:/path tcp:host:port``. That whole string is what is sent and stored; who dials takes ``nearest`` of it
@@ -199,13 +199,38 @@ def make_listener(request: str) -> tuple[ListeningSocket, str]:
         if len(os.fsencode(rest)) > UNIX_PATH_MAX:
             raise EndpointError(f"socket path of over {UNIX_PATH_MAX} bytes: {rest!r}; use a shorter folder")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        address: str | tuple[str, int] = rest
+        _listen_at(sock, rest)
     else:
-        host, port = split_tcp(rest)
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        if os.name == "posix":  # elsewhere this option lets two listeners share one port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        address = (host, port)
+        sock = _listen_in_range(rest)
+    return sock, endpoint_of(sock)
+
+
+def _listen_in_range(rest: str) -> socket.socket:
+    """At the one port that is named, or at any of a range."""
+    first, dash, last = rest.rpartition("-")
+    if not dash or not last.isdecimal() or ":" not in first:
+        return _listen_at_port(*split_tcp(rest))
+    host, low = split_tcp(first)
+    split_tcp(f"{host}:{last}")
+    ports = range(low, int(last) + 1)
+    turn = os.getpid() % max(1, len(ports))  # so that neighbours do not all begin with the same one
+    for port in (*ports[turn:], *ports[:turn]):
+        try:
+            return _listen_at_port(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"all ports of {rest} are in use: name a wider range")
+
+
+def _listen_at_port(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # elsewhere this option lets two listeners share one port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _listen_at(sock, (host, port))
+
+
+def _listen_at(sock: socket.socket, address: str | tuple[str, int]) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.bind(address)
@@ -213,7 +238,7 @@ def make_listener(request: str) -> tuple[ListeningSocket, str]:
     except BaseException:
         sock.close()
         raise
-    return sock, endpoint_of(sock)
+    return sock
 
 
 def make_listeners(request: str) -> list[ListeningSocket]:

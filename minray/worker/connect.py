@@ -216,7 +216,8 @@ def _launch(options: InitOptions) -> LocalCluster:
 def _join(reactor: Reactor, options: InitOptions, cluster: LocalCluster | JoinedCluster) -> Driver:
     worker_id = os.urandom(28)
     pid, started = own_identity()
-    request = sibling_endpoint(cluster.endpoint, cluster.session_dir, "d" + worker_id[:6].hex())
+    name, ports = "d" + worker_id[:6].hex(), cluster.info.worker_ports
+    request = sibling_endpoint(cluster.endpoint, cluster.session_dir, name, ports)
     rt = Driver(reactor, options, Hello("driver", worker_id, b"", b"", pid, started, ""), cluster)
     endpoint = reactor.listen(request, rt.accept)
     rt.hello = hello = Hello("driver", worker_id, b"", b"", pid, started, endpoint)

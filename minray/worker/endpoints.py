@@ -78,13 +78,13 @@ def _make(request: str) -> socket.socket:
     return sock
 
 
-def sibling_endpoint(endpoint: str, folder: str, name: str) -> str:
+def sibling_endpoint(endpoint: str, folder: str, name: str, ports: str | None = None) -> str:
     """What a process of the session asks for as its own endpoint, given its node's: the same kinds of sockets.
-    ``name``: of its file, at most 16 characters."""
+    ``name``: of its file, at most 16 characters; ``ports``: see ``Config.worker_ports``."""
     requests = []
     for part in transports.alternatives(endpoint):
         if part.startswith("unix:"):
             requests.append(f"unix:{os.path.join(folder, name)}")
         else:
-            requests.append(f"{part.rpartition(':')[0]}:0")
+            requests.append(f"{part.rpartition(':')[0]}:{ports or 0}")
     return " ".join(requests)

@@ -18,6 +18,7 @@ from minray._base.config import Config
 from minray._base.resources import quantity_to_units, to_units
 
 MIN_STORE_MEMORY = 1024 * 1024
+OWN_LABELS = "ray.io/"
 
 # Keywords that Ray takes and that have nothing to do here. ``_``-names are what programs pass anyway.
 IGNORED = frozenset(
@@ -101,7 +102,7 @@ class InitOptions:
             memory=_amount("_memory", said.get("_memory"), int),
             object_store_memory=config.store_memory,
             resources=_resources(said.get("resources")),
-            labels=_str_dict("labels", said.get("labels")),
+            labels=_labels(said.get("labels")),
             namespace=check_namespace(said.get("namespace", job.get("ray_namespace", config.namespace))),
             env_vars=env or {},
             metadata=_str_dict("metadata", job.get("metadata")),
@@ -166,6 +167,14 @@ def _resources(given: Any) -> dict[str, float]:
         check.wrong_type("resources", given, "a dict of resource name to amount")
     to_units(given, custom=True)
     return dict(given)
+
+
+def _labels(given: Any) -> dict[str, str]:
+    labels = _str_dict("labels", given)
+    for key in labels:
+        if key.startswith(OWN_LABELS):
+            raise ValueError(f"labels={given!r}: names that begin with {OWN_LABELS} are minray's own; rename {key!r}")
+    return labels
 
 
 def _str_dict(name: str, given: Any) -> dict[str, str]:

@@ -232,6 +232,7 @@ def _start(
 ) -> LocalCluster:
     listeners, endpoint = listen(config, info.folder, cluster)
     info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None, tls=config.tls)
+    info = replace(info, worker_ports=config.worker_ports)
     if cluster is not None:
         info = replace(info, gcs=gcs["endpoint"] if gcs is not None else nearest(endpoint, same_machine=False))
         node.setdefault("node_ip_address", cluster["host"])
@@ -275,7 +276,7 @@ def _start(
     finally:
         for sock in (*listeners, *pair):  # the daemon's now: if it dies, connecting is refused
             sock.close()
-    info = replace(info, daemon=_life(daemon), zygote=_life(zygote))
+    info = replace(info, starter=None, daemon=_life(daemon), zygote=_life(zygote))
     info.write()
     return LocalCluster(info, token, daemon, zygote, log_fd)
 

@@ -39,9 +39,9 @@ class Worker:
             config, token=bootstrap["token"], spin_us=0, background=True, name="worker"
         )
         pid, started = own_identity()
-        endpoint = sibling_endpoint(
-            bootstrap["node_endpoint"], bootstrap["session"]["dir"], "w" + bootstrap["worker_id"][:6].hex()
-        )
+        name = "w" + bootstrap["worker_id"][:6].hex()
+        folder = bootstrap["session"]["dir"]
+        endpoint = sibling_endpoint(bootstrap["node_endpoint"], folder, name, config.worker_ports)
         hello = Hello("worker", bootstrap["worker_id"], bootstrap["node_id"], b"", pid, started, endpoint)
         rt = self.rt = WorkerRuntime(reactor, config, hello)
         real = reactor.listen(endpoint, rt.accept)

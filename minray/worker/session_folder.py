@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 
 from minray._base.config import Config
-from minray._base.process import is_alive
+from minray._base.process import is_alive, own_identity
 from minray.exceptions import RaySystemError
 from minray.store.remains import remove_session
 
@@ -32,6 +32,7 @@ INFO, TOKEN, SOCKET, LOGS = "session.info", "token", "sock", "logs"
 _NEW = ".new-"
 _MAGIC = "minray-session 1"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_ROLES = ("driver", "starter", "daemon", "zygote")
 _YOUNG_S = 60.0  # an unfinished folder may belong to a start in progress for that long
 
 
@@ -44,11 +45,13 @@ class SessionInfo:
     place: str  # machine, boot and pid namespace in which the pids mean something
     created: float  # seconds since the epoch
     driver: tuple[int, float] | None = None  # whose end ends the session; None: it stays until it is told
+    starter: tuple[int, float] | None = None  # who makes one that stays: until the daemon is recorded, it is its life
     daemon: tuple[int, float] | None = None
     zygote: tuple[int, float] | None = None
     gcs: str = ""  # the cluster that it belongs to: where other machines reach its head; "": to none
     is_head: bool = True
     node_id: str = ""  # hexadecimal
+    worker_ports: str | None = None  # see Config: drivers of the machine keep to it, too
     tls: tuple[str, str, str] | None = None  # its files (see Config.tls), which all processes of the machine use
 
     @property
@@ -57,7 +60,7 @@ class SessionInfo:
 
     def lives(self) -> tuple[tuple[int, float], ...]:
         """The recorded processes."""
-        return tuple(life for life in (self.driver, self.daemon, self.zygote) if life is not None)
+        return tuple(life for life in (self.driver, self.starter, self.daemon, self.zygote) if life is not None)
 
     def token(self) -> bytes:
         """The session's secret."""
@@ -74,9 +77,10 @@ class SessionInfo:
         lines = [_MAGIC, f"endpoint {self.endpoint}", f"place {self.place}", f"created {self.created!r}"]
         lines += [f"gcs {self.gcs}"] * bool(self.gcs) + [f"role {'head' if self.is_head else 'node'}"]
         lines.append(f"node_id {self.node_id}")
+        lines += [f"worker_ports {self.worker_ports}"] * bool(self.worker_ports)
         if self.tls is not None:
             lines.append(f"tls {' '.join(os.fsencode(path).hex() for path in self.tls)}")  # paths may hold anything
-        for role in ("driver", "daemon", "zygote"):
+        for role in _ROLES:
             life = getattr(self, role)
             if life is not None:
                 lines.append(f"{role} {life[0]} {life[1]!r}")
@@ -96,7 +100,7 @@ class SessionInfo:
             return None
         said = dict(line.split(" ", 1) for line in lines[1:] if " " in line)
         lives: dict[str, tuple[int, float]] = {}
-        for role in ("driver", "daemon", "zygote"):
+        for role in _ROLES:
             if role in said:
                 pid, started = said[role].split()
                 lives[role] = (int(pid), float(started))
@@ -109,6 +113,7 @@ class SessionInfo:
             gcs=said.get("gcs", ""),
             is_head=said.get("role") != "node",
             node_id=said.get("node_id", ""),
+            worker_ports=said.get("worker_ports"),
             tls=(files[0], files[1], files[2]) if len(files) == 3 else None,
             **lives,
         )
@@ -166,7 +171,8 @@ def make_session(root: str, driver: tuple[int, float] | None, token: bytes) -> S
     """A new session's folder, with its secret and its first record. Raises RaySystemError."""
     prefix = "".join(_ALPHABET[byte & 31] for byte in os.urandom(10))
     young = os.path.join(root, _NEW + prefix)
-    info = SessionInfo(os.path.join(root, "s_" + prefix), "", this_place(), time.time(), driver)
+    starter = own_identity() if driver is None else None
+    info = SessionInfo(os.path.join(root, "s_" + prefix), "", this_place(), time.time(), driver, starter)
     try:
         os.mkdir(young, 0o700)
         os.mkdir(os.path.join(young, LOGS), 0o700)

@@ -48,6 +48,8 @@ def test_numpy_scalars_are_numbers(quantity: float) -> None:
         (-0.5, ValueError, "cannot be negative"),
         (math.nan, ValueError, "finite, got nan"),
         (math.inf, ValueError, "finite"),
+        (1e30, ValueError, "at most 100000000000000, got 1e\\+30"),
+        (10**15, ValueError, "at most"),
         (0.00001, ValueError, "cannot go beyond 0.0001"),
         ("1", TypeError, "must be a number, got '1'"),
         (None, TypeError, "must be a number"),

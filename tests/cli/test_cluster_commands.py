@@ -34,14 +34,14 @@ def test_what_start_takes() -> None:
     words = (
         "--head --host=10.0.0.1 --port=6379 --num-cpus=2 --num-gpus=0.5 --labels=rack=a,disk=ssd --node-name=n "
         "--object-store-memory=2G --memory=1024 --temp-dir=/t --token-file=/f --block "
-        "--tls-cert=/c --tls-key=/k --tls-ca=/a"
+        "--tls-cert=/c --tls-key=/k --tls-ca=/a --min-worker-port=20000 --max-worker-port=20999"
     )
     said = vars(parsed(start, *words.split(), "--resources", '{"license": 2}'))
     assert said == {
         "head": True, "address": None, "host": "10.0.0.1", "port": 6379, "num_cpus": 2, "num_gpus": 0.5,
         "labels": {"rack": "a", "disk": "ssd"}, "resources": {"license": 2}, "node_name": "n",
         "object_store_memory": 2 << 30, "memory": 1024, "temp_dir": "/t", "token_file": "/f", "block": True,
-        "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a",
+        "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a", "min_worker_port": 20000, "max_worker_port": 20999,
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_wrong_words_are_named(capsys: pytest.CaptureFixture[str], words: list[s
         (["--address=ray://127.0.0.1:1"], "'ray://127.0.0.1:1'"),
         (["--address=127.0.0.1:0"], "'127.0.0.1:0'"),
         (["--address=127.0.0.1:1"], "MINRAY_TOKEN_FILE"),
-        (["--address=192.0.2.1:1", "--token-file=TOKEN", "--host=127.0.0.1"], "--host=auto"),
+        (["--address=192.0.2.1:1", "--token-file=TOKEN", "--host=127.0.0.1"], "leave --host out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -125,18 +125,19 @@ def test_a_head_on_the_loopback_says_so() -> None:
 def test_a_head_in_a_network_says_how_the_token_gets_there() -> None:
     text = lines("--head", "--host=10.0.0.9", gcs="tcp:10.0.0.9:7")
     assert "\n  scp 10.0.0.9:/t/s_abc/token minray.token\n" in text
-    assert "\n  MINRAY_TOKEN_FILE=minray.token minray start --address=10.0.0.9:7 --host=auto\n" in text
+    assert "\n  MINRAY_TOKEN_FILE=minray.token minray start --address=10.0.0.9:7\n" in text
     assert "Only this machine" not in text
 
 
 def test_a_head_with_tls_says_what_the_others_need() -> None:
     text = lines("--head", "--host=10.0.0.9", gcs="tcp:10.0.0.9:7", tls=("/c", "/k", "/a b"))
-    assert "--address=10.0.0.9:7 --host=auto --tls-cert=FILE --tls-key=FILE --tls-ca=FILE\n" in text
+    assert "--address=10.0.0.9:7 --tls-cert=FILE --tls-key=FILE --tls-ca=FILE\n" in text
     assert "of the authority in /a b" in text
     assert "tls" not in lines("--head", tls=("/c", "/k", "/a"))  # another node here takes this one's
 
 
 def test_a_folder_of_ones_own_is_in_the_next_commands() -> None:
+    assert "start --address=127.0.0.1:5 --temp-dir=/x\n" in lines("--head", "--temp-dir=/x")
     text = lines("--address=10.0.0.1:7", "--temp-dir=/my folder", "--block", is_head=False, gcs="tcp:10.0.0.1:7")
     assert "joined the cluster at 10.0.0.1:7" in text and "at 10.0.0.9:7" in text
     assert "  minray stop --temp-dir='/my folder'" in text
@@ -157,7 +158,7 @@ def node(name: str, totals: dict[str, float], available: dict[str, float] | None
 
 def test_nodes_in_columns() -> None:
     head = node("ab", {"CPU": 4, "node:__internal_head__": 1, "memory": 2 * status.GIB}, {"CPU": 1.5, "memory": 0.0})
-    other = node("cd", {"CPU": 2, "GPU": 1, "license": 2, "CPU_group_0_ff": 1}, labels={"rack": "a", "minray/x": "y"})
+    other = node("cd", {"CPU": 2, "GPU": 1, "license": 2, "CPU_group_0_ff": 1}, labels={"rack": "a", "ray.io/x": "y"})
     assert status.report("h:1", [head, other]) == [
         "Cluster at h:1: 2 alive",
         "",

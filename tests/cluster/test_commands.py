@@ -11,7 +11,6 @@ import pytest
 from minray.worker.addresses import here_towards
 from tests.cluster.conftest import eventually
 from tests.cluster.shell import LIMIT_S, SQUARES
-from tests.e2e.support import ROOT
 
 # --- the three commands -----------------------------------------------------------------------------------
 
@@ -37,25 +36,6 @@ def test_from_the_first_start_to_the_last_stop(shell):
     shell.leaves_nothing()
     assert "No cluster of yours" in shell.minray("stop")
     assert "minray start --head" in shell.minray("status", code=1)
-
-
-def test_who_follows_the_readme_gets_the_same_answers(shell):
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- command: cluster -->")[1].split("```")[1]
-    commands = [line.split("#")[0].split() for line in text.splitlines()[1:]]
-    assert [words[:2] for words in commands] == [
-        ["minray", "start"], ["minray", "start"], ["python", "examples/actors.py"],
-        ["minray", "status"], ["minray", "stop"],
-    ]  # fmt: skip
-    program = [str(ROOT / commands[2][1]), *commands[2][2:]]
-    alone = shell.run(*program, MINRAY_ADDRESS="local")
-    shell.minray(*commands[0][1:])
-    address = (shell.root / f"latest-cluster-{os.geteuid()}").read_text().strip()
-    shell.minray(*(word.replace("HOST:PORT", address) for word in commands[1][1:]))
-    shown = shell.run(*program)
-    assert "2 alive" in shell.minray(*commands[3][1:])
-    shell.minray(*commands[4][1:])
-    shell.leaves_nothing()
-    assert shown == alone and shown
 
 
 def test_the_tasks_of_a_driver_run_on_both_nodes_and_what_waits_is_shown(shell):
@@ -192,9 +172,9 @@ def lan() -> str:
 def test_only_an_address_that_was_named_is_listened_at(shell):
     address = shell.head(f"--host={lan()}")
     assert address.startswith(f"{lan()}:")
-    text = shell.minray("start", f"--address={address}", code=1)
-    assert f"--host=auto (here {lan()})" in text
-    assert f" at {lan()}:" in shell.minray("start", f"--address={address}", "--host=auto")
+    for words in ((), ("--host=auto",), (f"--host={lan()}",)):  # a node can be reached where its head is
+        assert f" at {lan()}:" in shell.minray("start", f"--address={address}", *words)
+    assert "leave --host out" in shell.minray("start", f"--address={address}", "--host=127.0.0.1", code=1)
     assert shell.driver(SQUARES.replace("ADDRESS", 'address="auto"')).startswith("[0, 1, 4")
     shell.minray("stop")
     shell.leaves_nothing()
@@ -210,7 +190,27 @@ def test_block_stays_and_its_end_is_the_nodes(shell, number):
     process.communicate(timeout=LIMIT_S)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 0)
     eventually(lambda: not shell.sessions(), "its folder is gone")
-    shell.minray("stop")
+    if number == signal.SIGKILL:
+        shell.minray("stop")  # nobody was left to say that it is not the latest cluster any more
+    shell.leaves_nothing()
+
+
+@pytest.mark.parametrize("accident", [False, True])
+def test_a_supervisor_sees_whether_a_node_ended_as_it_should(shell, accident):
+    """Slurm, systemd or a container looks at the exit status: 0 if the head has ended the cluster, 1 if it was lost."""
+    address = shell.head()
+    head = shell.info(address).daemon[0]
+    node = ["start", f"--address={address}", "--num-cpus=1", "--block"]
+    process = shell.start("-m", "minray.cli.main", *node, MINRAY_GCS_RECONNECT_S="0.3")
+    eventually(lambda: "Ctrl-C" in (process.stdout.readline() or "x Ctrl-C"), "it has joined")
+    if accident:
+        os.kill(head, signal.SIGKILL)
+    else:
+        os.kill(head, signal.SIGTERM)
+    _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == accident
+    assert ("no connection to the head" if accident else "the head of the cluster has ended") in err
+    eventually(lambda: not shell.sessions(), "all folders are gone")
     shell.leaves_nothing()
 
 

@@ -120,11 +120,20 @@ def test_it_leaves_in_good_order(head: Head, node: Node) -> None:
 def test_fenced_is_the_end(head: Head, node: Node) -> None:
     node.join()
     wait_for(lambda: node.joined)
-    head.conns[0].send(pack(Fenced("no heartbeat")))
+    head.conns[0].send(pack(Fenced("no heartbeat", False)))
     assert "no heartbeat" in wait_for(lambda: node.lost)[0]
     wait_for(lambda: not head.conns)
     node.do(lambda: node.link.send(Died(b"w", -1, -1, -1, {})))
     assert len(node.lost) == 1
+
+
+@pytest.mark.parametrize("dismissed", [False, True])
+def test_it_knows_whether_the_cluster_has_ended_in_good_order(head: Head, node: Node, dismissed: bool) -> None:
+    node.join()
+    wait_for(lambda: node.joined)
+    head.conns[0].send(pack(Fenced("over", dismissed)))
+    wait_for(lambda: node.lost)
+    assert node.link.dismissed == dismissed
 
 
 def test_a_lost_connection_is_found_again(head: Head, node: Node) -> None:
@@ -139,7 +148,7 @@ def test_a_lost_connection_is_found_again(head: Head, node: Node) -> None:
 def test_a_head_that_counts_it_as_dead_says_so_when_it_comes_back(head: Head, node: Node) -> None:
     node.join()
     wait_for(lambda: node.joined)
-    head.answer = Fenced("its connection was lost")
+    head.answer = Fenced("its connection was lost", False)
     head.conns[0].close()
     assert "its connection was lost" in wait_for(lambda: node.lost)[0]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 from minray.wire.errors import WireError
 from minray.wire.messages import Hello
@@ -113,3 +116,16 @@ def spin_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0)
+
+
+def free_range(count: int) -> int:
+    """The first of so many ports in a row that nobody has."""
+    for low in range(21000, 30000, count):
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(low, low + count):
+                    held.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError:
+                continue
+            return low
+    pytest.skip(f"this machine has no {count} free ports in a row")

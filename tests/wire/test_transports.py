@@ -11,7 +11,7 @@ from minray.wire import transports
 from minray.wire.codec import encode_framed
 from minray.wire.errors import ConnectionLost
 from minray.wire.reactor import Reactor
-from tests.wire.support import Echo, Recorder, hello
+from tests.wire.support import Echo, Recorder, free_range, hello
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,25 @@ def test_no_lan_with_a_token_that_can_be_guessed(make: object) -> None:
 def test_a_long_socket_path_names_the_way_out() -> None:
     with pytest.raises(transports.EndpointError, match="shorter folder"):
         transports.make_listener("unix:/tmp/" + "x" * 120)
+
+
+def test_a_range_of_ports() -> None:
+    low = free_range(3)
+    request = f"tcp:127.0.0.1:{low}-{low + 2}"
+    made = [transports.make_listener(request) for _ in range(3)]
+    try:
+        assert sorted(endpoint for _, endpoint in made) == [f"tcp:127.0.0.1:{low + i}" for i in range(3)]
+        with pytest.raises(OSError, match=f"all ports of 127.0.0.1:{low}-{low + 2} are in use"):
+            transports.make_listener(request)
+    finally:
+        for listener, _ in made:
+            listener.close()
+
+
+@pytest.mark.parametrize("rest", ["h:1-", "h:-2", "h:x-2", "h-2", "h:1-2-3", "h:70000-70001", "h:1-70000"])
+def test_what_is_no_range_of_ports(rest: str) -> None:
+    with pytest.raises((transports.EndpointError, OSError)):
+        transports.make_listener(f"tcp:{rest}")
 
 
 def test_a_name_is_taken_once_and_free_after_close() -> None:
