@@ -63,6 +63,7 @@ from minray.wire.messages import (
     pack,
 )
 
+FEW = 4  # messages of one turn
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
 METHODS = GROUP_METHODS | frozenset(
@@ -79,6 +80,8 @@ class Peer(Protocol):
     """What the service needs of a connection (hashable by identity)."""
 
     def send(self, message: tuple[Any, ...]) -> None: ...
+    def cork(self) -> bool: ...
+    def uncork(self) -> None: ...
 
 
 class GcsService(GroupRequests):
@@ -433,8 +436,18 @@ class GcsService(GroupRequests):
         elif self._tables.dirty and not self._commit_due:
             self._commit_due = True
             self._reactor.call_later(MEMORY_COMMIT_S, self._commit_memory)
-        for deliver, message in outbox:
-            deliver(message)
+        corked = self._cork(outbox) if len(outbox) > FEW else []
+        try:
+            for deliver, message in outbox:
+                deliver(message)
+        finally:
+            for peer in corked:
+                peer.uncork()
+
+    def _cork(self, outbox: list[tuple[Deliver, Message]]) -> list[Peer]:
+        """Many messages: let those for one process leave in one piece, each write costs more than the message."""
+        to = {deliver for deliver, _ in outbox}
+        return [peer for peer, number in self._numbers.items() if self._peers[number] in to and peer.cork()]
 
     def _commit_memory(self) -> None:
         self._commit_due = False

@@ -132,6 +132,14 @@ class Connection:
                 raise self._too_long(len(part))
         self._writer.queue(b"".join(parts))
 
+    def cork(self) -> bool:
+        """Let what is sent from now on leave together, at ``uncork``, which has to follow soon if this is True."""
+        return self._writer.cork()
+
+    def uncork(self) -> None:
+        """See ``cork``."""
+        self._writer.uncork()
+
     def send_frame(self, frame: bytes) -> None:
         """Like ``send`` for what ``codec.encode_framed`` has made already: one encoding for many peers."""
         if not self.closed:

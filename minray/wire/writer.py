@@ -83,6 +83,16 @@ class Writer:
         if out or self._resume:  # somebody came while we had the lock
             self._pump()
 
+    def cork(self) -> bool:
+        """Gather what is queued from now on, whoever queues it, to leave in one piece at ``uncork``: on the same
+        thread, soon. False: somebody writes, and nothing is to be undone."""
+        return self._lock.acquire(False)
+
+    def uncork(self) -> None:
+        """After a ``cork`` that was True."""
+        self._lock.release()
+        self._pump()
+
     @property
     def buffered(self) -> int:
         """Bytes that wait because the peer does not take them."""

@@ -215,6 +215,9 @@ class Sim:
             def send(self, message: tuple[Any, ...]) -> None:
                 pass
 
+            def cork(self) -> bool:
+                return False
+
         self.gcs.on_request(Nobody(), Request(1, method, args))
         self.clock.turn()
 

@@ -48,6 +48,12 @@ class Peer:
     def send(self, message: tuple[Any, ...]) -> None:
         self.got.append(unpack(message))
 
+    def cork(self) -> bool:
+        return False
+
+    def uncork(self) -> None:
+        raise AssertionError("it was not corked")
+
 
 HEADS: list[Head] = []
 

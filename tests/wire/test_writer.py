@@ -80,3 +80,35 @@ def test_a_connection_that_opens_while_a_sender_has_the_lock_is_open(pair: tuple
     writer.queue(b"call")
     assert there.recv(100) == b"proof call"
     assert writer.idle
+
+
+def test_what_is_queued_while_it_is_corked_leaves_together_and_in_order(pair: tuple[Writer, socket.socket]) -> None:
+    writer, there = pair
+    writer.open(b"")
+    writer.queue(b"1 ")
+    assert there.recv(100) == b"1 "
+    assert writer.cork()
+    writer.queue(b"2 ")
+    other = threading.Thread(target=lambda: writer.queue(b"3 "))
+    other.start()
+    other.join()
+    assert not writer.cork(), "once is enough"
+    writer.resume()
+    writer.queue(b"4")
+    there.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        there.recv(100)
+    assert not writer.idle
+    writer.uncork()
+    assert there.recv(100) == b"2 3 4"
+    assert writer.idle
+
+
+def test_a_corked_writer_is_not_closed_in_the_middle(pair: tuple[Writer, socket.socket]) -> None:
+    writer, there = pair
+    writer.open(b"")
+    assert writer.cork()
+    assert not writer.try_close()
+    writer.queue(b"last words")
+    writer.uncork()
+    assert there.recv(100) == b"last words"
