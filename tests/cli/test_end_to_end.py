@@ -36,6 +36,7 @@ def test_one_row_of_each_kind() -> None:
 def test_rows_about_several_nodes() -> None:
     measured = measure("far_tasks,transfer,join,heartbeats")
     assert set(measured) == {
-        "far_sync", "far_async", "transfer", "transfer_raw", "transfer_share", "join", "heartbeats", "heartbeats_busy",
+        "far_sync", "far_async", "transfer", "transfer_first", "transfer_raw", "transfer_share", "join", "heartbeats",
+        "heartbeats_busy",
     }  # fmt: skip
     assert all(measured[name] > 0 for name in measured if not name.startswith("heartbeats"))

@@ -49,7 +49,7 @@ def objects_at(cluster, node):
 def three(make_cluster):
     """The head, a, and b; and OBJECTS objects that lie on a."""
     a, b = ({"num_cpus": 1, "resources": {name: 1}, **STORE} for name in "ab")
-    cluster = make_cluster(a, b, head={"num_cpus": 1, **STORE})
+    cluster = make_cluster(a, b, head={"num_cpus": 1, **STORE}, node_timeout_s=30.0)  # who stands still is not dead
     cluster.connect()
     refs = [at(make, "a").remote(seed) for seed in range(OBJECTS)]
     ray.wait(refs, num_returns=OBJECTS, fetch_local=False)
