@@ -332,6 +332,7 @@ class NodeService:
             return
         if peer.number >= 0:
             del self.peers[peer.worker_id]
+            peer.remove_socket()  # it is dead, or will be: its end may be told when nobody knows its address any more
             self.table.connection_lost(peer.number, self.now())
             text = f"the worker's connection to its node was lost ({error}), but it did not end by itself"
             self.reactor.call_later(SUSPECT_S, lambda: self.workers.kill(peer.number, text))

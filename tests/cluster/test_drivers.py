@@ -112,6 +112,20 @@ def test_a_detached_actor_uses_a_node_that_has_joined_after_its_driver_had_ended
     ray.kill(parent)
 
 
+def test_workers_of_drivers_that_have_ended_leave_no_files(make_cluster):
+    """A node may live for months."""
+    cluster = make_cluster({"resources": {"b": 1}}, shutdown_grace_s=0.1)
+    (node,) = cluster.worker_nodes
+    before = set(os.listdir(node.session_dir))
+    for _ in range(5):
+        cluster.connect()
+        ray.get([environment.options(resources={"b": 0.1}).remote() for _ in range(4)])
+        ray.get(Child.options(resources={"b": 0.1}).remote().pid.remote())
+        ray.shutdown()
+    allowed = before | {"status0", "logs"}
+    eventually(lambda: set(os.listdir(node.session_dir)) <= allowed, "what workers had made is gone")
+
+
 @pytest.mark.parametrize("where", [HEAD, {"b": 0.1}], ids=["the same node", "another node"])
 def test_what_a_worker_creates_has_its_environment_wherever_it_runs(make_cluster, where):
     cluster = make_cluster({"resources": {"b": 1}})
