@@ -104,6 +104,7 @@ class LeaseTable:
         self.last_start_failure = ""
         self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
+        self._over: set[bytes] = set()  # jobs that have ended, and may have something left here
         self.grace_s = infeasible_grace_s
         self._last_no = first_no  # unique in the cluster: each node begins elsewhere
 
@@ -173,7 +174,7 @@ class LeaseTable:
         if retire:
             effects = self.pool.leave(lease.number, now, graceful=True, reason="max_calls is reached")
         else:
-            self.pool.release(lease.number, now)
+            effects = self._release(lease, now)
         return effects + self.schedule(now)
 
     def kill(self, owner: bytes, lease_no: int, now: float) -> list[Effect]:
@@ -198,6 +199,7 @@ class LeaseTable:
                     lease.kill_at = now + OWNER_GONE_GRACE_S
                     self._doomed[no] = lease
                     effects += self.revoke(lease)
+            effects += self._sweep(demand.worker_class.job_id, now)
         return effects + self.schedule(now)
 
     # -- what workers say --------------------------------------------------------------------------
@@ -210,7 +212,7 @@ class LeaseTable:
         if worker.state == LEAVING:
             return self.pool.leave(number, now, graceful=True, reason="it is not needed any more")
         self.addresses[worker.worker_id] = address
-        return self.schedule(now)
+        return self._sweep(worker.worker_class.job_id, now) + self.schedule(now)
 
     def ended(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
         """A worker has stopped serving a revoked lease."""
@@ -218,8 +220,7 @@ class LeaseTable:
         if lease is None or lease.demand.actor is not None:
             return []  # its owner returned it meanwhile
         self.end(lease)
-        self.pool.release(lease.number, now)
-        return self.schedule(now)
+        return self._release(lease, now) + self.schedule(now)
 
     def blocked(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
         """User code there waits for the runtime: its CPUs (nothing else) may be lent."""
@@ -278,7 +279,7 @@ class LeaseTable:
             self.last_start_failure = str(cause.get("text", ""))
             effects += self._fail_class(worker.worker_class, now)
         effects += self.owner_gone(worker.worker_id, now)
-        return worker, effects
+        return worker, effects + self._sweep(worker.worker_class.job_id, now)
 
     # -- what the GCS and drivers say --------------------------------------------------------------
 
@@ -306,6 +307,7 @@ class LeaseTable:
             spared |= frontier
         effects = self.actors.job_gone(job_id, spared)
         self.pool.job_gone(job_id)
+        self._over.add(job_id)
         if not spared:
             self._homes.pop(job_id, None)
         for demand in list(self.demands.values()):
@@ -329,6 +331,22 @@ class LeaseTable:
     def forget_job(self, job_id: bytes) -> None:
         """It is over, and nothing of it is here."""
         self._homes.pop(job_id, None)
+        self._over.discard(job_id)
+
+    def _release(self, lease: Lease, now: float) -> list[Effect]:
+        """Its worker is idle; if that was the last one at work for a job that has ended, it goes."""
+        self.pool.release(lease.number, now)
+        return self._sweep(lease.demand.worker_class.job_id, now)
+
+    def _sweep(self, job_id: bytes, now: float) -> list[Effect]:
+        """A job that has ended, and for which nobody works or waits here any more, needs no idle workers."""
+        if job_id not in self._over or any(d.worker_class.job_id == job_id for d in self.demands.values()):
+            return []
+        effects: list[Effect] = []
+        for worker in [w for w in self.pool.workers.values() if w.state == IDLE and w.worker_class.job_id == job_id]:
+            self.addresses.pop(worker.worker_id, None)
+            effects += self.pool.leave(worker.number, now, graceful=True, reason="its job has ended")
+        return effects
 
     def _owners_elsewhere(self, job_id: bytes) -> set[bytes]:
         """The processes on other nodes, of that job, for which something runs or waits here."""

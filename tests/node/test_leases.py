@@ -412,3 +412,21 @@ def test_the_end_of_a_job_leaves_owners_on_other_nodes_to_their_own_ends() -> No
     gone = {number for number, _, _ in world.exits}
     alive = {w.worker_id for w in world.pool.workers.values() if w.number not in gone}
     assert alive == {leased[far], actors[actor_order(1).actor_id]}
+
+
+def test_the_last_work_for_an_ended_job_takes_its_idle_workers_with_it() -> None:
+    """An owner on another node outlives the driver for a moment, or, as a detached actor, for long."""
+    far = b"f" * 28
+    world = World(cpus=4)
+    world.table.stranger_joined(far, (b"o" * 28, far, "tcp:o:1"), CLASS)
+    world.demand(2, owner=far)
+    world.register_all()
+    first, second = world.take(LeaseGrant, far)
+    world.do(world.table.job_gone(JOB, world.now, b"D" * 28))
+    world.demand(0, owner=far)
+    world.do(world.table.returned(far, first.lease_no, False, world.now))
+    assert not world.exits, "somebody may want it once more"
+    world.do(world.table.owner_gone(far, world.now))
+    world.do(world.table.ended(second.worker[1], second.lease_no, world.now))
+    gone = {number for number, graceful, _ in world.exits if graceful}
+    assert gone == {w.number for w in world.pool.workers.values() if w.worker_class.job_id == JOB}
