@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _POSITIVE = (
     "inline_limit", "max_frame", "extent_size", "store_memory", "max_pipeline", "handshake_s",
     "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
-    "memory_threshold", "memory_total",
+    "gcs_answer_s", "memory_threshold", "memory_total",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
@@ -106,6 +106,7 @@ class Config:
     heartbeat_s: float = 1.0  # how often a node reports when nothing changes
     node_timeout_s: float = 10.0  # a node that has not reported for so long counts as dead
     gcs_reconnect_s: float = 10.0  # how long a node that has lost the head looks for it
+    gcs_answer_s: float = 60.0  # how long a program waits for the head's answer to a question
     # --- session
     temp_dir: str | None = None  # None: a folder per user in the system's temporary folder
     address: str | None = None  # of the cluster that init() without an address joins

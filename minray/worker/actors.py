@@ -50,7 +50,7 @@ class ActorOps(StreamOps):
             self._client(actor_id, actor_class.name, spec["options"])
         created = False
         try:
-            info = self.request(self.gcs_link, "create_actor", (spec,), None)
+            info = self.ask_gcs("create_actor", spec)
             created = info.get("created", True)
         finally:
             if not created:
@@ -179,11 +179,9 @@ class ActorOps(StreamOps):
 
     def get_actor(self, name: str, namespace: str | None) -> ActorRecord:
         """See the contract."""
-        info = self.request(
-            self.gcs_link, "get_actor", (name, self.namespace if namespace is None else namespace), None
-        )
+        info = self.ask_gcs("get_actor", name, self.namespace if namespace is None else namespace)
         return self._weak_record(info)
 
     def kill_actor(self, actor_id: bytes, no_restart: bool) -> None:
         """See the contract."""
-        self.request(self.gcs_link, "kill_actor", (actor_id, no_restart), None)
+        self.ask_gcs("kill_actor", actor_id, no_restart)

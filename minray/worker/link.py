@@ -61,6 +61,10 @@ FEW = 4096
 LOST = "the session is over: its node process is gone or shutdown() was called"
 
 
+class UnansweredError(RaySystemError):
+    """Nobody has answered a request in time."""
+
+
 class Answer(Waiter):
     """One thread waits for one Reply."""
 
@@ -331,7 +335,7 @@ class Link:
             conn.send(pack(Request(number, method, args)))
         try:
             if not self.reactor.wait(answer, timeout):
-                raise RaySystemError(f"no answer to {method} within {timeout} s")
+                raise UnansweredError(f"no answer to {method} within {timeout} s")
         finally:
             with self.lock:
                 self._answers.pop(number, None)
@@ -349,6 +353,17 @@ class Link:
         if isinstance(cls, type) and issubclass(cls, Exception):
             return cls(text)
         return RaySystemError(f"{kind}: {text}")
+
+    def ask_gcs(self, method: str, *args: Any) -> Any:
+        """``request`` for what the GCS answers at once, if it lives. RaySystemError also if it hangs."""
+        try:
+            return self.request(self.gcs_link, method, args, self.config.gcs_answer_s)
+        except UnansweredError as error:
+            head = "the head of the cluster" if self.clustered else "the head process"
+            raise RaySystemError(
+                f"{error.client_exc}: {head} hangs, is overrun, or is cut off. It may be there again later "
+                "(MINRAY_GCS_ANSWER_S says how long to wait)"
+            ) from None
 
     def tell_gcs(self, method: str, *args: Any) -> None:
         """One way: nobody waits for the answer."""

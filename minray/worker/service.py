@@ -166,7 +166,7 @@ class CoreWorker(ActorOps):
     def gcs(self, method: str, *args: Any) -> Any:
         """See the contract."""
         self.settle_removals()
-        return self.request(self.gcs_link, method, args, None)
+        return self.ask_gcs(method, *args)
 
     def error_info(self) -> list[dict[str, Any]]:
         """See the contract."""

@@ -13,6 +13,8 @@ import pytest
 import minray as ray
 from minray._base.process import is_alive
 from minray.exceptions import ActorDiedError, OwnerDiedError, WorkerCrashedError
+from minray.worker import connect
+from minray.worker.joined import JoinedCluster
 from tests.cluster.conftest import QUICK, alive, ask_node, eventually
 
 
@@ -206,6 +208,35 @@ def test_the_end_of_the_head_is_the_end_of_the_nodes(make_cluster, how):
     (worker, _) = cluster.worker_nodes
     said = worker.explain_end()
     assert ("the head of the cluster has ended" if how == signal.SIGTERM else "no connection to the head") in said
+
+
+def test_a_head_that_hangs_is_named_by_who_waits_for_it(make_cluster, monkeypatch):
+    """Tasks and calls go on without it; questions end with an error."""
+    monkeypatch.setenv("MINRAY_GCS_ANSWER_S", "0.5")
+    cluster = make_cluster({"resources": {"b": 1}}, node_timeout_s=60.0)
+    (node,) = cluster.worker_nodes
+    monkeypatch.setattr(connect, "_find", lambda config, address: JoinedCluster(node._started.info))
+    cluster.connect()
+    there = Survivor.options(resources={"b": 0.1}).remote()
+    assert ray.get(there.node.remote(), timeout=20) == node.node_id
+    head = cluster.head_node.daemon_pid
+    os.kill(head, signal.SIGSTOP)
+    try:
+        assert ray.get(there.node.remote(), timeout=20) == node.node_id
+        questions = (ray.nodes, lambda: ray.get_actor("nobody"), lambda: ray.kill(there), Survivor.remote)
+        for ask in questions:
+            with pytest.raises(ray.exceptions.RaySystemError, match=r"within 0.5 s: the head of the cluster hangs"):
+                ask()
+    finally:
+        os.kill(head, signal.SIGCONT)
+    eventually(lambda: len(answered()) == 2, "it is there again")
+
+
+def answered():
+    try:
+        return ray.nodes()
+    except ray.exceptions.RaySystemError:
+        return []
 
 
 CLUSTER = """
