@@ -107,7 +107,7 @@ def say(address: Address, data: bytes, tls: Files | None = None) -> bytes:
     with contextlib.closing(plain if tls is None else _around(plain, tls)) as sock:
         with contextlib.suppress(OSError):  # cut off in the middle
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
+            socket.socket.shutdown(sock, socket.SHUT_WR)  # an SSLSocket's own would end TLS before the answer
             while got := sock.recv(65536):
                 answer += got
     return answer
