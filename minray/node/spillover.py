@@ -116,7 +116,8 @@ class Spillover:
             return False, self._spill(demand, row, demand.missing, hold=True)
         if soft:
             return (True, []) if here else self._away(demand)
-        if row is None and node_id != self._table.node_id and node_id not in self.view.left:
+        known = row is not None or node_id == self._table.node_id or node_id in self.view.left
+        if not known and self.view.nodes:
             if demand.fatal_at is None:
                 self._table.park(demand, demand.since + UNKNOWN_S)
             return False, []

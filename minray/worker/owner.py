@@ -183,14 +183,18 @@ class TaskManager:
         told."""
         leased = Counter(lease.worker[0] for lease in key.leases.values())
         taken = key.resting
-        for node_id, elsewhere in list(key.asking.items()):
-            if wanted == 0:
-                elsewhere.asked = 0
-                del key.asking[node_id]
-                self._ask(key, node_id, elsewhere)
+        if wanted == 0:
+            self._ask_no_more(key)
+        for node_id, elsewhere in key.asking.items():
             taken += max(elsewhere.asked, leased.pop(node_id, 0))
         taken += sum(count for node_id, count in leased.items() if node_id in key.elsewhere)
         return max(0, wanted - taken)
+
+    def _ask_no_more(self, key: SchedulingKey) -> None:
+        asking, key.asking = key.asking, {}
+        for node_id, elsewhere in asking.items():
+            elsewhere.asked = 0
+            self._ask(key, node_id, elsewhere)
 
     def _ask(self, key: SchedulingKey, node_id: bytes, elsewhere: Elsewhere) -> None:
         demand = self._demand_of(key, elsewhere.asked, elsewhere.declined, hold=elsewhere.hold)
@@ -518,10 +522,7 @@ class TaskManager:
         """No node can ever hold this key's tasks: fail them. Whichever node says so wants nothing more for us; let
         the others hear it, too, so that what is submitted later is asked for anew."""
         key = self.keys[number]
-        for node_id, elsewhere in key.elsewhere.items():
-            if elsewhere.asked:
-                elsewhere.asked = 0
-                self._ask(key, node_id, elsewhere)
+        self._ask_no_more(key)
         if key.elsewhere and key.told:
             self.effects.append(("node", self._demand_of(key, 0, key.spilled, hold=False)))
         key.told = 0
