@@ -10,7 +10,7 @@ left out: user code, objects, bytes; and the views of nodes on which nobody asks
 never read; what it costs the GCS to send them is counted).
 
 ``ops`` counts what a decision looks at: nodes in an index, rows, demands in a queue, leases and demands that are
-gone through, and one for each message that a lease table handles. Used by ``test_scale.py``.
+gone through, one for each bisection, and one for each message that a lease table handles. Used by ``test_scale.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from math import log2
 from typing import Any
 
 from minray._base.node_index import NodeIndex
@@ -75,8 +74,8 @@ class CountedIndex(NodeIndex):
         return super().holds(node_id, request)
 
     def candidates(self, request: Any, start: int, labels: Any = None) -> Iterator[bytes]:
-        self.ops.count += (len(request) + len(labels or ())) * log2(len(self) + 2)  # bisections
-        return super().candidates(request, start, labels)
+        self.ops.count += len(request) + len(labels or ())  # bisections, and what is looked up
+        yield from super().candidates(request, start, labels)
 
 
 class CountedQueue(DemandQueue):
