@@ -304,6 +304,7 @@ class Owner:
             task = tasks.take(seq, attempt, int(duration * 1e9), now)
             assert task is not None, "an answer to an attempt that was given up"
             self.done, self.last = self.done + 1, now
+            self.world.done += 1
             self.worked += duration * task.function.key.resources["CPU"] / CPU
             tasks.pump(task.function.key)
         elif isinstance(message, LeaseGrant):
@@ -395,6 +396,7 @@ class World:
         self.now = 0.0
         self.ops = Ops()
         self.seen: Counter[str] = Counter()  # messages of owners and nodes
+        self.done = 0  # tasks, of all drivers
         self.numbers = itertools.count(1)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
