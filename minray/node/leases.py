@@ -401,6 +401,12 @@ class LeaseTable:
             f"{'; ' + others if others else ''}. Ask for less, or start a node that has it."
         )
 
+    def park(self, demand: Demand, fatal_at: float) -> None:
+        """It can run nowhere now; if that does not change until then, it fails."""
+        demand.fatal_at = fatal_at
+        self.queue.discard(demand)
+        self.infeasible[(demand.owner, demand.key)] = demand
+
     def fail(self, demand: Demand, text: str) -> list[Effect]:
         """Tell whoever asked that this demand will never be satisfied."""
         self.withdraw(demand)
@@ -427,7 +433,7 @@ class LeaseTable:
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
         self.wake_at = None
         if not self.queue:
-            self.capped_since = self.reserved = self.stall_at = None
+            self.capped_since = self.reserved = self.stall_at = self.away.decline_at = None
             return effects
         effects += pressure.order_starts(self, now)
         return effects
@@ -508,7 +514,7 @@ class LeaseTable:
         """What a moment that ``next_deadline`` named brings."""
         effects = self.pool.tick(now)
         for demand in [d for d in self.infeasible.values() if d.fatal_at is not None and d.fatal_at <= now]:
-            effects += self.fail(demand, self._infeasible_text(demand))
+            effects += self.fail(demand, self.away.why_not(demand) or self._infeasible_text(demand))
         for lease in list(self._doomed.values()):
             if lease.kill_at is not None and lease.kill_at <= now:
                 del self._doomed[lease.no]
@@ -541,6 +547,8 @@ class LeaseTable:
             moments.append(self.stall_at)
         if self.wake_at is not None:
             moments.append(self.wake_at)
+        if self.away.decline_at is not None:
+            moments.append(self.away.decline_at)
         pool_full = self.pool.task_workers >= self.pool.hard or self.pool.count(STARTING)
         if self.capped_since is not None and not pool_full:
             moments.append(self.capped_since + self.cap_patience_s)

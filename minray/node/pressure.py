@@ -63,9 +63,9 @@ def order_starts(table: LeaseTable, now: float) -> list[Effect]:
     """Start workers and revoke leases for the demands in the queue."""
     plan = _look(table)
     effects = _start(table, plan, now)
-    table.reserved = table.stall_at = None
+    table.reserved = table.stall_at = table.away.decline_at = None
     if plan.unmet:
-        effects += _send_away(table, plan)
+        effects += _send_away(table, plan, now)
         effects += _relieve(table, plan, now)
         effects += _warn_stalled(table, plan, now)
     return effects
@@ -217,7 +217,7 @@ def _who(actors: list[Lease], groups: list[str]) -> str:
 # -- taking leases back ----------------------------------------------------------------------------
 
 
-def _send_away(table: LeaseTable, plan: Plan) -> list[Effect]:
+def _send_away(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
     """Other nodes may have what is lacking here; what remains stays in the plan. Those who lack it take turns at the
     nodes with room, so that who lacks the most does not get it all."""
     effects: list[Effect] = []
@@ -226,7 +226,7 @@ def _send_away(table: LeaseTable, plan: Plan) -> list[Effect]:
         again: list[tuple[Demand, int]] = []
         for demand, lacking in waiting:
             before = demand.missing
-            effects += table.away.relieve(demand, lacking)
+            effects += table.away.relieve(demand, lacking, now)
             gone = before - demand.missing
             if not gone:
                 left.append((demand, lacking))
@@ -264,7 +264,7 @@ def _relieve(table: LeaseTable, plan: Plan, now: float) -> list[Effect]:
 
 
 def _reserve(table: LeaseTable, demand: Demand, now: float) -> None:
-    if table.reserved is None:
+    if table.reserved is None and not table.away.passes_by(demand):
         if demand.reserved_at is None:
             demand.reserved_at = now
         if now < demand.reserved_at + RESERVE_S:
@@ -331,8 +331,8 @@ def _victims(table: LeaseTable, waiter: Demand, coming: Resources, has: int, now
             enough += fit_count(hope, waiter.resources) > 0
             if enough >= GENEROSITY:
                 break
-    if enough:
-        return chosen
+    if enough or table.away.passes_by(waiter):
+        return chosen if enough else []
     taken = {lease.no for lease in chosen}
     for lease in _overlong(table, waiter, has, now):
         if lease.no not in taken and any(lease.held.get(name, 0) > 0 for name in short):

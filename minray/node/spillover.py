@@ -3,7 +3,7 @@
     owner ─ LeaseDemand ─▶ its own node ── resources are not free here, but seem to be there ──┐
       ▲                                                                                        │
       └──────────────── LeaseSpill(count, that node): the owner asks there ◀───────────────────┘
-    owner ─ LeaseDemand ─▶ that node ── grants, or LeaseDecline(count): the owner asks at home again
+    owner ─ LeaseDemand ─▶ that node ── grants, or soon LeaseDecline(count): the owner asks at home again
 
 A demand that says nothing is packed on this node until half of what it asks for is in use here (``HALF``); then it
 goes to nodes below half, and then wherever least is in use. ``SPREAD`` takes turns. ``("near", node)`` asks that node
@@ -12,8 +12,9 @@ first: most of the bytes of these tasks' arguments are there. A demand that this
 then finds no room goes wherever something seems to be free. All this looks at a few nodes (``view.LOOKED_AT``), however
 many there are.
 
-A stranger's demand that finds nothing free is declined at once, unless it is to be held: its own node knows
-better where else to go. What was refused and what the owner has heard of it are counted for ever, so that
+A stranger's demand that finds nothing free waits for a moment, in which leases that their owners do not need are taken
+back for it, and is declined then, unless it is to be held: its own node knows better where else to go. What is held is
+declined when another node has room. What was refused and what the owner has heard of it are counted for ever, so that
 messages may cross.
 
 Part of node.leases, which calls it when demands come and when some lack resources. Invariants: what is spilled
@@ -26,7 +27,9 @@ import heapq
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from minray._base.groups import of_users, plain
 from minray._base.labels import Selector, describe_selector, matches
+from minray._base.resources import describe
 from minray.node.demands import Demand, DemandKey
 from minray.node.pressure import EXAMINED, fit_count
 from minray.node.view import NodeRow, View
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 
 AFFINITY, LABELS, SPREAD, NEAR = "affinity", "labels", "SPREAD", "near"
 HALF = 0.5  # of a node is filled before others are looked at
+PATIENCE_S = 0.05  # how long a stranger's demand waits here, for leases that nobody needs
+UNKNOWN_S = 1.0  # how long a node that nobody has heard of may take to be heard of: it may just have joined
 EACH = 4  # workers, at least, that a node is asked for where many wait for room that nobody has
 
 
@@ -49,6 +54,7 @@ class Spillover:
         self.view = view
         self.labels = labels
         self.strangers: set[bytes] = set()  # owners whose node is another
+        self.decline_at: float | None = None  # when the next of them has waited long enough
         self._refused: dict[bytes, dict[DemandKey, int]] = {}  # owner → key → workers, in all
         self._turns: dict[tuple[bytes, DemandKey], int] = {}  # of SPREAD demands: units placed so far
 
@@ -91,6 +97,10 @@ class Spillover:
             return True, self._to_those(demand, soft) + self._balance(demand)
         return True, self._balance(demand)
 
+    def passes_by(self, demand: Demand) -> bool:
+        """Whether it is a stranger's, who does not wait here for long."""
+        return demand.owner in self.strangers and not demand.hold and demand.actor is None
+
     def may_run_here(self, demand: Demand) -> bool:
         """Whether this node has the labels and, idle, the resources."""
         hard = _hard(demand.strategy)
@@ -99,22 +109,40 @@ class Spillover:
     def _to_one(self, demand: Demand, strategy: tuple[Any, ...]) -> tuple[bool, list[Effect]]:
         _, node_id, soft = strategy
         here = self.may_run_here(demand)
-        if node_id == self._table.node_id and (here or not soft):
-            return True, []
         row = self.view.nodes.get(node_id)
-        if row is not None and (not soft or fit_count(row.totals, demand.resources)):
+        if here and node_id == self._table.node_id:
+            return True, []
+        if row is not None and fit_count(row.totals, demand.resources):
             return False, self._spill(demand, row, demand.missing, hold=True)
         if soft:
             return (True, []) if here else self._away(demand)
-        text = f"{demand.description} must run on node {node_id.hex()}, which is not alive"
+        known = row is not None or node_id == self._table.node_id or node_id in self.view.left
+        if not known and self.view.nodes:
+            if demand.fatal_at is None:
+                self._table.park(demand, demand.since + UNKNOWN_S)
+            return False, []
+        text = self.why_not(demand)
+        assert text is not None
         return False, self._table.fail(demand, text)
+
+    def why_not(self, demand: Demand) -> str | None:
+        """Why its hard affinity cannot be; None if it has none."""
+        if not _pinned(demand.strategy):
+            return None
+        node_id = demand.strategy[1]
+        row = self.view.nodes.get(node_id)
+        what = "not alive"
+        if row is not None or node_id == self._table.node_id:
+            has = self._table.book.totals if row is None else row.totals
+            what = f"too small for {describe(plain(demand.resources))}: it has {describe(of_users(has))} in all"
+        return f"{demand.description} must run on node {node_id.hex()}, which is {what}"
 
     def _away(self, demand: Demand) -> tuple[bool, list[Effect]]:
         """It cannot run here: to whoever seems free, the rest to be held where it could run."""
         effects: list[Effect] = []
-        while demand.missing > 0 and (spilled := self.relieve(demand, demand.missing)):
+        while demand.missing > 0 and (spilled := self.relieve(demand, demand.missing, demand.since)):
             effects += spilled
-        rows = self._sample(demand, demand.missing // EACH)
+        rows = self.view.sample(demand.resources, _hard(demand.strategy), demand.missing // EACH)
         for i, row in enumerate(rows):
             share = -(-demand.missing // (len(rows) - i))
             effects += self._spill(demand, row, share, hold=True)
@@ -191,11 +219,11 @@ class Spillover:
                     free[name] = free.get(name, 0) - amount * other.missing
         return free
 
-    def _sample(self, demand: Demand, least: int = 0) -> list[NodeRow]:
+    def _sample(self, demand: Demand) -> list[NodeRow]:
         """A few other nodes that could hold it; of a demand that had better have some labels, such nodes."""
         hard, soft = _hard(demand.strategy), _soft(demand.strategy)
-        rows = self.view.sample(demand.resources, {**soft, **hard}, least) if soft else []
-        return rows or self.view.sample(demand.resources, hard, least)
+        rows = self.view.sample(demand.resources, {**soft, **hard}) if soft else []
+        return rows or self.view.sample(demand.resources, hard)
 
     def labels_of(self, demand: Demand) -> list[str]:
         """The names of the labels that it demands."""
@@ -208,13 +236,26 @@ class Spillover:
 
     # -- when resources lack -------------------------------------------------------------------------
 
-    def relieve(self, demand: Demand, lacking: int) -> list[Effect]:
+    def relieve(self, demand: Demand, lacking: int, now: float) -> list[Effect]:
         """``lacking`` workers of a demand find no resources here: spill what seems to find them on one other node;
-        of a stranger's decline them all."""
-        if demand.actor is not None or demand.hold or _pinned(demand.strategy):
+        of a stranger's decline them all, after a while; of one that is to be held, what finds room elsewhere now."""
+        if demand.actor is not None or _pinned(demand.strategy):
             return []
+        if demand.hold:
+            if demand.strategy is not None and demand.strategy[0] == AFFINITY:
+                return []
+            row = self._free(demand) if now >= demand.since + PATIENCE_S else None
+            if row is None:
+                return []
+            count = min(lacking, fit_count(row.available, demand.resources))
+            self.view.book(row.node_id, demand.resources, count)
+            return self._decline(demand, count)
         if demand.owner in self.strangers:
-            return self._decline(demand, lacking)
+            due = demand.since + PATIENCE_S
+            if now >= due:
+                return self._decline(demand, lacking)
+            self.decline_at = due if self.decline_at is None else min(due, self.decline_at)
+            return []
         row = self._free(demand) if self.view.nodes else None
         if row is None:
             return []

@@ -21,6 +21,7 @@ from minray._base.resources import describe
 from minray.wire.messages import ClusterView, Resources
 
 LOOKED_AT = 8  # candidates per question: a sample, so that the price does not grow with the cluster
+REMEMBERED = 1000  # nodes that are gone
 NAMED = 3  # of nodes that have the same, in an error
 
 
@@ -47,8 +48,9 @@ class View:
     def __init__(self, own: bytes) -> None:
         self.own = own
         self.nodes: dict[bytes, NodeRow] = {}
+        self.left: dict[bytes, None] = {}  # the last nodes that are gone
         self._index = NodeIndex()
-        self._turn = 0
+        self._turn = int.from_bytes(own[-4:], "big")  # or all nodes would ask the same ones first
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -82,6 +84,9 @@ class View:
         for node_id in message.gone:
             if self.nodes.pop(node_id, None) is not None:
                 self._index.drop(node_id)
+            self.left[node_id] = None
+            if len(self.left) > REMEMBERED:
+                del self.left[next(iter(self.left))]
         return more
 
     def candidates(self, request: Mapping[str, int], hard: Selector | None = None) -> Iterator[NodeRow]:

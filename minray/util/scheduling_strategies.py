@@ -11,15 +11,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NodeAffinitySchedulingStrategy:
-    """Run on the node ``node_id`` (hexadecimal). If it is not alive: elsewhere if ``soft``, else an error.
+    """Run on the node ``node_id`` (hexadecimal). If it is not alive or too small: elsewhere if ``soft``, else an error.
 
-    The two ``_…_on_unavailable`` are accepted and have no effect.
+    Raises:
+        ValueError: as in Ray, ``_spill_on_unavailable`` without ``soft``, ``_fail_on_unavailable`` with it.
+        NotImplementedError: one of them in its place. A node that is busy is waited for.
     """
 
     node_id: str
     soft: bool
     _spill_on_unavailable: bool = False
     _fail_on_unavailable: bool = False
+
+    def __post_init__(self) -> None:
+        if self._spill_on_unavailable and not self.soft:
+            raise ValueError("_spill_on_unavailable=True cannot be set with soft=False: set soft=True")
+        if self._fail_on_unavailable and self.soft:
+            raise ValueError("_fail_on_unavailable=True cannot be set with soft=True: set soft=False")
+        for name in ("_spill_on_unavailable", "_fail_on_unavailable"):
+            if getattr(self, name):
+                raise NotImplementedError(f"{name}=True is not implemented in minray: leave it out")
 
 
 @dataclass(frozen=True)

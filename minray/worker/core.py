@@ -554,12 +554,10 @@ class Core:
 
     def on_timer(self, what: str, number: int, now: float) -> None:
         """A timer that an effect asked for."""
-        if what == "idle":
-            self.owner.on_idle_timer(number, now)
-        elif what == "steal":
-            self.owner.on_steal_timer(number)
-        else:
+        if what == "actor":
             self.calls.on_timer(number)
+        else:
+            self.owner.on_timer(what, number, now)
 
     def on_died(self, msg: Died, now: float) -> None:
         """A process that we watch, or whose lease we hold, is gone."""

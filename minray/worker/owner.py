@@ -36,6 +36,7 @@ from minray.wire.messages import (
 from minray.worker.tasks import STORED, Elsewhere, Function, Lease, SchedulingKey, Task
 
 STEAL_AFTER_S = 0.003
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 1.6  # after other nodes had no room
 LAST_WORDS_S = 0.5  # how long a dead worker's connection may take to end
 UNREACHABLE_S = 2.0  # how long a worker without a connection may take to be dead
 SPREAD, NEAR = "SPREAD", "near"  # strategies, see _base.options and go_near()
@@ -178,15 +179,22 @@ class TaskManager:
     # -- other nodes -------------------------------------------------------------------------------
 
     def _wanted_at_home(self, key: SchedulingKey, wanted: int) -> int:
-        """Without what other nodes were asked for, or have granted. Nothing wanted: they are told."""
+        """Without what other nodes were asked for, have granted, or had no room for just now. Nothing wanted: they are
+        told."""
         leased = Counter(lease.worker[0] for lease in key.leases.values())
-        taken = 0
-        for node_id, elsewhere in key.elsewhere.items():
-            if wanted == 0 and elsewhere.asked:
-                elsewhere.asked = 0
-                self._ask(key, node_id, elsewhere)
-            taken += max(elsewhere.asked, leased[node_id])
+        taken = key.resting
+        if wanted == 0:
+            self._ask_no_more(key)
+        for node_id, elsewhere in key.asking.items():
+            taken += max(elsewhere.asked, leased.pop(node_id, 0))
+        taken += sum(count for node_id, count in leased.items() if node_id in key.elsewhere)
         return max(0, wanted - taken)
+
+    def _ask_no_more(self, key: SchedulingKey) -> None:
+        asking, key.asking = key.asking, {}
+        for node_id, elsewhere in asking.items():
+            elsewhere.asked = 0
+            self._ask(key, node_id, elsewhere)
 
     def _ask(self, key: SchedulingKey, node_id: bytes, elsewhere: Elsewhere) -> None:
         demand = self._demand_of(key, elsewhere.asked, elsewhere.declined, hold=elsewhere.hold)
@@ -205,15 +213,32 @@ class TaskManager:
             elsewhere = key.elsewhere[msg.node_id] = Elsewhere()
         leased = sum(1 for lease in key.leases.values() if lease.worker[0] == msg.node_id)
         elsewhere.asked = max(elsewhere.asked, leased) + msg.count
+        key.asking[msg.node_id] = elsewhere
         elsewhere.hold = msg.hold
         self._ask(key, msg.node_id, elsewhere)
 
     def on_decline(self, node_id: bytes, msg: LeaseDecline) -> None:
-        """It has no room for these: our own node has to think again."""
+        """It has no room for these: our own node has to think again. At once the first time; but what it knows of the
+        others is a little old, and where all are busy each no would lead to the next: so then after a pause, which
+        doubles until somebody grants."""
         key = self.keys[msg.key]
         elsewhere = key.elsewhere[node_id]
         elsewhere.declined += msg.count
         elsewhere.asked = max(0, elsewhere.asked - msg.count)
+        if not elsewhere.asked:
+            key.asking.pop(node_id, None)
+        if key.ask_timer:
+            key.resting += msg.count
+            return
+        key.ask_timer = True
+        key.pause = min(2 * key.pause, LONGEST_PAUSE_S) or PAUSE_S
+        self.effects.append(("timer", key.pause, "ask", key.number))
+        self._demand(key)
+
+    def on_ask_timer(self, number: int) -> None:
+        """Some time ago another node had no room."""
+        key = self.keys[number]
+        key.ask_timer, key.resting = False, 0
         self._demand(key)
 
     def on_node_lost(self, node_id: bytes) -> None:
@@ -223,6 +248,7 @@ class TaskManager:
             del self._near[place]
         for key in self.keys.values():
             if key.elsewhere.pop(node_id, None) is not None:
+                key.asking.pop(node_id, None)
                 self._demand(key)
 
     def _tell(self, lease: Lease, msg: Message) -> None:
@@ -268,17 +294,36 @@ class TaskManager:
         lease = Lease(grant.lease_no, grant.worker, key, now)
         self.leases[grant.lease_no] = lease
         key.leases[grant.lease_no] = lease
+        if grant.worker[0] != self.home:
+            key.pause = 0.0
         self.pump(key)
         self._arm_idle(key)
 
-    def _arm_idle(self, key: SchedulingKey, at_least: float = 0.0) -> None:
+    def _arm_idle(self, key: SchedulingKey) -> None:
+        if self.clustered and key.strategy == SPREAD:
+            # Tasks that are to be spread do not wait for each other's workers: none is kept warm.
+            for lease in [] if key.queue else list(key.leases.values()):
+                if not lease.inflight and not lease.closed:
+                    self._give_away(lease)
+            if not any(x.broken or x.death is not None for x in key.leases.values()):
+                return
         if not key.idle_timer and key.leases:
             key.idle_timer = True
-            self.effects.append(("timer", max(self._idle_s(key), at_least), "idle", key.number))
+            self.effects.append(("timer", self._lease_idle_s, "idle", key.number))
 
-    def _idle_s(self, key: SchedulingKey) -> float:
-        """How long a lease stays warm. Tasks that are to be spread do not wait for each other's workers."""
-        return 0.0 if self.clustered and key.strategy == SPREAD else self._lease_idle_s
+    def _give_away(self, lease: Lease) -> None:
+        self._drop_lease(lease)
+        self._tell(lease, LeaseReturn(lease.lease_no, False))
+
+    def on_timer(self, what: str, number: int, now: float) -> None:
+        """A timer that one of our effects asked for."""
+        if what == "idle":
+            self.on_idle_timer(number, now)
+        elif what == "steal":
+            self.on_steal_timer(number)
+        else:
+            assert what == "ask", what
+            self.on_ask_timer(number)
 
     def on_idle_timer(self, number: int, now: float) -> None:
         """Return the leases that have been idle for a while; see to those of whom nothing is heard."""
@@ -289,11 +334,10 @@ class TaskManager:
                 self._on_silence(lease, now)
             elif lease.inflight or lease.closed:
                 continue
-            elif now - lease.idle_since >= self._idle_s(key) * 0.9:
-                self._drop_lease(lease)
-                self._tell(lease, LeaseReturn(lease.lease_no, False))
+            elif now - lease.idle_since >= self._lease_idle_s * 0.9:
+                self._give_away(lease)
         if any(not x.inflight or x.broken or x.death is not None for x in key.leases.values()):
-            self._arm_idle(key, self._lease_idle_s)  # who waits for a silent worker must not spin
+            self._arm_idle(key)
 
     def _on_silence(self, lease: Lease, now: float) -> None:
         """A worker is dead but its connection did not end, or the other way round: do not wait for ever."""
@@ -478,10 +522,7 @@ class TaskManager:
         """No node can ever hold this key's tasks: fail them. Whichever node says so wants nothing more for us; let
         the others hear it, too, so that what is submitted later is asked for anew."""
         key = self.keys[number]
-        for node_id, elsewhere in key.elsewhere.items():
-            if elsewhere.asked:
-                elsewhere.asked = 0
-                self._ask(key, node_id, elsewhere)
+        self._ask_no_more(key)
         if key.elsewhere and key.told:
             self.effects.append(("node", self._demand_of(key, 0, key.spilled, hold=False)))
         key.told = 0
@@ -540,6 +581,8 @@ class TaskManager:
                     count += 1
                 stands_idle = not lease.inflight and not lease.closed
                 assert not (key.queue and stands_idle), f"lease {lease.lease_no} is idle beside a queue"
+            for node_id, elsewhere in key.elsewhere.items():
+                assert (elsewhere.asked > 0) == (node_id in key.asking), f"{node_id.hex()}: {elsewhere.asked} are asked"
             assert count == key.unfinished, f"{key.description}: {count} tasks, {key.unfinished} counted"
         for seq, task in self.tasks.items():
             assert seq in seen or task.unresolved > 0, f"task {seq} ({task.name}) is nowhere"

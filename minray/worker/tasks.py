@@ -212,6 +212,8 @@ class SchedulingKey:
 
     __slots__ = (
         "again",
+        "ask_timer",
+        "asking",
         "avg_ns",
         "depth",
         "description",
@@ -220,9 +222,11 @@ class SchedulingKey:
         "idle_timer",
         "leases",
         "number",
+        "pause",
         "pipelined",
         "queue",
         "resources",
+        "resting",
         "retires",
         "spilled",
         "steal_timer",
@@ -259,7 +263,11 @@ class SchedulingKey:
         self.told = 0  # what the last LeaseDemand said; -1: to be said again
         self.spilled = 0  # workers, in all, that our node does not count because of its LeaseSpills
         self.elsewhere: dict[bytes, Elsewhere] = {}  # by node
+        self.asking: dict[bytes, Elsewhere] = {}  # those that were asked for workers, and have not refused all
         self.avg_ns = -1.0  # running time of these tasks, smoothed; -1: unknown
+        self.resting = 0  # workers that were declined, and are not asked for before ``ask_timer``
+        self.pause = 0.0  # how long that takes
+        self.ask_timer = False
         self.idle_timer = False
         self.steal_timer = False
 

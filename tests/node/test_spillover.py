@@ -11,6 +11,7 @@ from minray.wire.messages import (
     LeaseDecline,
     LeaseGrant,
     LeaseInfeasible,
+    LeaseRevoke,
     LeaseSpill,
     Resources,
 )
@@ -186,11 +187,40 @@ def test_affinity() -> None:
     world.demand(2, key=1, strategy=("affinity", A, False))
     assert world.spills() == [(A, 2, True)]
     world.demand(1, key=2, strategy=("affinity", B, False))
+    assert world.take(LeaseInfeasible) == [], "it may just have joined"
+    world.pass_time(2)
     (fatal,) = world.take(LeaseInfeasible)
-    assert fatal.fatal and B.hex() in fatal.text
+    assert fatal.fatal and B.hex() in fatal.text and "not alive" in fatal.text
     world.demand(1, key=3, strategy=("affinity", B, True))
     world.register_all()
     assert len(world.take(LeaseGrant)) == 1
+
+
+def test_hard_affinity_to_a_node_that_is_heard_of_a_little_later() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {}, {"CPU": 10_000}))
+    world.demand(2, strategy=("affinity", B, False))
+    world.see(row(B, {"CPU": 10_000}))
+    assert world.spills() == [(B, 2, True)]
+    world.pass_time(60)
+    assert world.take(LeaseInfeasible) == []
+    world.see(gone=(B,))
+    world.demand(2, key=2, strategy=("affinity", B, False))
+    (fatal,) = world.take(LeaseInfeasible)
+    assert fatal.fatal, "that it has gone is known"
+
+
+def test_hard_affinity_to_a_node_that_is_too_small_is_an_error_at_once() -> None:
+    world = Cluster(cpus=1)
+    world.see(row(A, {}, {"CPU": 10_000, "node:x": 10_000}))
+    for key, node_id, has in ((1, A, "CPU: 1"), (2, world.table.node_id, "CPU: 1")):
+        world.demand(1, key=key, resources={"CPU": 20_000}, strategy=("affinity", node_id, False))
+        (fatal,) = world.take(LeaseInfeasible)
+        assert fatal.fatal and f"too small for CPU: 2: it has {has} in all" in fatal.text
+    assert not world.table.demands
+    world.see(row(B, {"CPU": 20_000}))
+    world.demand(1, key=3, resources={"CPU": 20_000}, strategy=("affinity", A, True))
+    assert world.spills() == [(B, 1, False)]
 
 
 def test_labels() -> None:
@@ -231,9 +261,28 @@ def test_spread_asks_nobody_for_more_than_there_is() -> None:
 def test_a_stranger_gets_what_is_free_and_a_no_for_the_rest() -> None:
     world = Cluster(cpus=1)
     world.stranger(3)
-    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
     world.register_all()
     assert len(world.take(LeaseGrant, STRANGER)) == 1
+    assert world.take(LeaseDecline) == []
+    world.pass_time(0.1)
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
+    world.pass_time(60)
+    assert world.take(LeaseDecline) == []
+
+
+def test_for_a_stranger_leases_are_taken_back_that_nobody_needs_but_no_others() -> None:
+    world = Cluster(cpus=2)
+    world.demand(2)
+    world.register_all()
+    first, _ = world.take(LeaseGrant)
+    world.pass_time(10)
+    world.stranger(1)
+    assert world.take(LeaseRevoke) == []
+    world.demand(1)  # one of the two is not needed any more: which, only the owner knows
+    assert {revoke.lease_no for revoke in world.take(LeaseRevoke)} == {first.lease_no}
+    world.ended(first.lease_no)
+    assert len(world.take(LeaseGrant, STRANGER)) == 1
+    assert world.take(LeaseDecline) == []
 
 
 def test_a_stranger_that_asks_for_what_is_not_here_hears_no() -> None:
@@ -251,6 +300,20 @@ def test_a_stranger_may_wait_if_it_is_to_be_held() -> None:
     assert world.take(LeaseDecline) == []
     world.do(world.table.returned(DRIVER, mine.lease_no, False, world.now))
     assert len(world.take(LeaseGrant, STRANGER)) == 1
+
+
+def test_what_is_held_goes_when_another_node_has_room() -> None:
+    world = Cluster(cpus=1)
+    world.demand(1)
+    world.register_all()
+    world.stranger(3, hold=True)
+    world.stranger(1, key=2, hold=True, strategy=("affinity", world.table.node_id, True))
+    world.pass_time(1)
+    world.see(row(B, {}, {"CPU": 20_000}))
+    assert world.take(LeaseDecline) == []
+    world.see(row(B, {"CPU": 20_000}))
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
+    assert world.take(LeaseSpill) == []
 
 
 def test_nothing_is_spilled_for_strangers() -> None:

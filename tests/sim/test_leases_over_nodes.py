@@ -137,6 +137,7 @@ class World:
         self.owner = TaskManager(
             self.effects, self._failed, home=node_name(0), max_pipeline=4, lease_idle_s=1.0
         )
+        self.owner.clustered = True
         self.keys = [self._make_key(number) for number in (1, 2, 3)]
         self.seq = 0
         self.ran: Counter[int] = Counter()
@@ -283,10 +284,7 @@ class World:
         due = [timer for timer in self.timers if timer[0] <= self.now]
         self.timers = [timer for timer in self.timers if timer[0] > self.now]
         for _, what, number in due:
-            if what == "idle":
-                self.owner.on_idle_timer(number, self.now)
-            else:
-                self.owner.on_steal_timer(number)
+            self.owner.on_timer(what, number, self.now)
         self.perform()
         for node in self.nodes.values():
             node.do(node.table.tick(self.now))

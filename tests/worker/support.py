@@ -165,11 +165,7 @@ class OwnerWorld(World):
         self.owner.check_invariants()
 
     def on_timer(self, what: str, number: int) -> None:
-        if what == "idle":
-            self.owner.on_idle_timer(number, self.now)
-        else:
-            assert what == "steal"
-            self.owner.on_steal_timer(number)
+        self.owner.on_timer(what, number, self.now)
 
     def add_key(self, key: SchedulingKey) -> SchedulingKey:
         self.owner.keys[key.number] = key

@@ -62,6 +62,32 @@ def test_what_is_declined_is_asked_for_at_home_again() -> None:
     assert world.asked() == [(2, 2, False)], "it hears how much of its no was heard"
 
 
+def test_when_one_no_follows_another_it_pauses_before_it_asks_again() -> None:
+    world = World()
+    world.submit(8)
+    world.spill(8)
+    world.did()
+    world.decline(2)
+    assert demands_at_home(world) == [(2, 8)], "the first time at once"
+    world.decline(3)
+    world.decline(1)
+    assert demands_at_home(world) == []
+    world.pass_time(0.2)
+    assert demands_at_home(world) == [(6, 8)]
+    for pause in (0.2, 0.4, 0.8, 1.6, 1.6):
+        world.spill(6)
+        world.decline(3)
+        world.decline(3)
+        world.did()
+        world.pass_time(pause * 0.9)
+        assert demands_at_home(world) == []
+        world.pass_time(pause * 0.2)
+        assert [wanted for wanted, _ in demands_at_home(world)] == [6]
+    world.grant(worker=world.there("w"))
+    assert world.key.pause == 0.0
+    world.pass_time(5)
+
+
 def test_when_every_task_has_a_worker_all_nodes_are_told() -> None:
     world = World()
     world.submit(2)
@@ -116,12 +142,18 @@ def test_spread_keeps_no_worker_warm() -> None:
     world = World()
     world.key.strategy = "SPREAD"
     world.owner.clustered = True
+    first, second = world.submit(2)
+    lease = world.grant()
+    world.answer(first)
+    assert world.take(LeaseReturn) == [], "there is a second task"
+    world.answer(second)
+    assert world.take(LeaseReturn) == [LeaseReturn(lease.lease_no, False)]
     (task,) = world.submit()
     lease = world.grant()
-    world.answer(task)
-    world.did()
-    world.pass_time(0)
-    assert world.take(LeaseReturn) == [LeaseReturn(lease.lease_no, False)]
+    world.lost(lease)
+    world.died(lease, running=task)
+    world.pass_time(5)
+    assert not world.key.leases
 
 
 def test_leases_at_home_are_returned_at_home() -> None:
