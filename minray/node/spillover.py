@@ -239,7 +239,7 @@ class Spillover:
     def relieve(self, demand: Demand, lacking: int, now: float) -> list[Effect]:
         """``lacking`` workers of a demand find no resources here: spill what seems to find them on one other node;
         of a stranger's decline them all, after a while; of one that is to be held, what finds room elsewhere now."""
-        if demand.actor is not None or _pinned(demand.strategy):
+        if demand.actor is not None or demand.bundles or _pinned(demand.strategy):
             return []
         if demand.hold:
             if demand.strategy is not None and demand.strategy[0] == AFFINITY:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 REGISTER_S = 30.0
 JOIN_S = 4.0  # the same with a node that has been running
 STOP_S = 2.0
-LAST_LINES_S = 1.0
+LAST_LINES_S = 3.0  # how long a driver that ends waits for lines on their way, at most
 PRINT_S = 0.005  # between two looks whether all is printed
 
 

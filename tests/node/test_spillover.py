@@ -13,6 +13,7 @@ from minray.wire.messages import (
     LeaseInfeasible,
     LeaseRevoke,
     LeaseSpill,
+    PrepareBundles,
     Resources,
 )
 
@@ -340,4 +341,18 @@ def test_cpu_free_requests_are_spilled_nowhere_when_they_fit() -> None:
     world.demand(3, resources={})
     world.register_all()
     assert len(world.take(LeaseGrant)) == 3
+    assert world.spills() == []
+
+
+def test_bundles_of_placement_groups_wait_here() -> None:
+    """Which node they are for, the GCS has decided."""
+    world = Cluster(cpus=1)
+    world.demand(1)
+    world.register_all()
+    world.do(world.table.bundles.order(PrepareBundles(b"g" * 14 + JOB, 1, [(0, CPU1)]), world.now))
+    world.see(row(A, {"CPU": 80_000}))
+    world.now += 10.0
+    world.do(world.table.tick(world.now))
+    world.do(world.table.schedule(world.now))
+    assert len(world.table.queue) == 1
     assert world.spills() == []
