@@ -593,6 +593,3 @@ class _Dependency:
 
     def ready(self, _id: bytes, _record: ObjectRecord) -> None:
         self.core._on_argument(self.task)
-
-
-__all__ = ["Core", "Function"]
