@@ -36,6 +36,7 @@ from minray._base.process import is_alive, start_time
 from minray.gcs.service import METHODS, GcsService
 from minray.gcs.tables import Tables
 from minray.node.gcs_link import GcsLink
+from minray.node.inventory import inventory
 from minray.wire.codec import decode
 from minray.wire.errors import WireError
 from minray.wire.messages import (
@@ -151,6 +152,7 @@ class HeadGcs:
 
     def start(self) -> None:
         """Gcs."""
+        self.service.recover()
         self.service.attach_node(self.daemon.node_id, self.daemon.node.on_gcs)
 
     def send(self, message: Message) -> None:
@@ -194,7 +196,7 @@ class RemoteGcs:
             deliver=lambda message: daemon.node.on_gcs(message),
             joined=lambda terms: daemon.node.joined(terms),
             lost=lambda reason: daemon.end(reason, failed=not self.link.dismissed),
-            held=lambda: list(daemon.node.table.bundles.held()),
+            inventory=lambda: inventory(daemon.node),
         )
 
     def start(self) -> None:

@@ -302,6 +302,10 @@ class PlacementGroupTable:
                 effects += self._remove(group, f"was removed: its job {job_id.hex()} has ended")
         return effects + (self._pass(now) if effects else [])
 
+    def jobs(self) -> list[bytes]:
+        """Those that have made groups which are not removed."""
+        return list(self._of_job)
+
     @property
     def has_orphans(self) -> bool:
         """Whether an actor's death could end a group."""

@@ -21,8 +21,10 @@ Requests of core workers (answers, errors by kind):
   ``kv_del(key, by_prefix, namespace)`` → count; ``kv_exists(key, namespace)``; ``kv_keys(prefix, namespace)``
 * ``nodes()``, ``jobs()``, ``cluster_resources()``, ``available_resources()``: as users see them, in floats
 * ``cluster_status()``: every node with what is free and what waits there, for tools; ``gcs_stats()``: counts
+* ``once(caller, floor, method, args)``: one of these that must not be done twice, see ``answers``
 
-Requests of nodes: ``add_node(info)`` → {heartbeat_s} (``again`` in it: it was in before, and has lost its connection),
+Requests of nodes: ``add_node(info)`` → {heartbeat_s, gone} (``again`` in it: it was in before, and has lost its
+connection; ``sees``: the other nodes that it knows, and ``gone`` are those of them that are not there any more),
 ``add_job(info)`` → {job_id, namespace}, ``finish_job(job_id)``, ``job_end(job_id)`` → True as soon as the job's driver
 is gone, ``leave(reason)``.
 
@@ -38,8 +40,9 @@ from typing import Any, Protocol
 
 from minray._base import log
 from minray._base.config import Config
-from minray.gcs import actors, jobs, kv, nodes, placement_groups
+from minray.gcs import actors, answers, jobs, kv, nodes, placement_groups
 from minray.gcs.actors import ActorError, ActorTable
+from minray.gcs.answers import AnswerTable
 from minray.gcs.deaths import WatchDesk, node_died
 from minray.gcs.effects import Effects
 from minray.gcs.group_requests import GROUP_METHODS, GroupRequests
@@ -47,6 +50,7 @@ from minray.gcs.jobs import JobTable
 from minray.gcs.kv import KvTable
 from minray.gcs.links import Deliver, NodeLink, NodeLinks, NodePeer, Scheduler, refuse
 from minray.gcs.nodes import NodeTable, sum_resources
+from minray.gcs.reunion import Inventory, reconcile
 from minray.gcs.tables import Tables, TablesError
 from minray.wire.messages import (
     ActorEnded,
@@ -70,7 +74,7 @@ METHODS = GROUP_METHODS | frozenset(
     {
         "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
         "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
-        "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats",
+        "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats", "once",
     }
 )  # fmt: skip
 NODE_METHODS = frozenset({"add_node", "add_job", "finish_job", "job_end", "leave"})
@@ -121,6 +125,7 @@ class GcsService(GroupRequests):
         self._nodes = NodeTable()
         self._actors = ActorTable(self._place_actor)
         self._deaths = WatchDesk()
+        self._answers = AnswerTable()
         timeout_s = self._config.node_timeout_s
         self._now = now
         self._links = NodeLinks(reactor, self._nodes, now=now, timeout_s=timeout_s, lost=self.node_lost)
@@ -137,6 +142,19 @@ class GcsService(GroupRequests):
         self._nodes.restore(tables.load(nodes.TABLE))
         self._actors.restore(tables.load(actors.SPEC_TABLE), tables.load(actors.TABLE))
         self._groups.restore(tables.load(placement_groups.TABLE), now())
+        self._answers.restore(tables.load(answers.TABLE))
+
+    def recover(self) -> None:
+        """Go on where an earlier life of the head ended. Call it before any node joins: those that were there have
+        as long to come back as any that is silent, and the one that was in that head's process is gone."""
+        for node_id in self._nodes.expected():
+            if self._nodes.was_head(node_id):
+                self.node_lost(node_id, "the process of the head, in which it lived, has ended")
+            else:
+                self._links.expect(node_id)
+        for job_id in self._groups.jobs():
+            if not self._jobs.is_running(job_id):
+                self._groups_job_finished(job_id)
 
     # --- in: connections --------------------------------------------------------------------------
 
@@ -229,7 +247,7 @@ class GcsService(GroupRequests):
 
     def _on_watch(self, asker: bytes, question: Watch) -> None:
         node_id = question.node_id
-        if self._nodes.is_alive(node_id):
+        if self._nodes.is_alive(node_id) or self._nodes.is_expected(node_id):
             self._do(self._deaths.watch(asker, question))
         else:
             cause = node_died(node_id, self._nodes.death_of(node_id))
@@ -239,8 +257,9 @@ class GcsService(GroupRequests):
         """A machine is gone: its drivers' jobs are over, its actors restart elsewhere."""
         if self._ending:
             return
+        was_expected = self._nodes.is_expected(node_id)
         known, effects = self._nodes.lost(node_id, reason)
-        self._links.detach(node_id)
+        self._links.detach(node_id, expected=was_expected)
         self._do(effects)
         if known:
             if not expected:
@@ -250,6 +269,8 @@ class GcsService(GroupRequests):
                 self._finish_job(job_id)
             self._do(self._actors.node_lost(node_id, reason))
             self._do(self._deaths.node_lost(node_id, reason))
+            if was_expected:  # who is bound to it has waited for it
+                self._do(self._actors.node_joined())
 
     def end(self, reason: str) -> None:
         """The head ends: so do the other nodes."""
@@ -257,7 +278,7 @@ class GcsService(GroupRequests):
         self._links.fence_all(f"the head of the cluster has ended: {reason}")
 
     def _process_died(self, message: Died) -> None:
-        self._do(self._deaths.died(message))
+        self._do(self._deaths.died(message) + self._answers.caller_died(message.worker_id))
         if message.cause.get("unknown"):  # an answer about somebody whom that node never knew
             return
         job_id = self._jobs.of_driver(message.worker_id)
@@ -273,6 +294,8 @@ class GcsService(GroupRequests):
         try:
             if request.method not in allowed:
                 raise ActorError("RaySystemError", f"the GCS has no method {request.method!r} for you")
+            if request.method == "once":
+                return self._once(request, number, allowed)
             handler = getattr(self, "_on_" + request.method)
             return Reply(request.request_id, True, handler(number, *request.args))
         except ActorError as error:
@@ -281,6 +304,15 @@ class GcsService(GroupRequests):
             log.exception("the request %s failed", request.method)
             text = f"the request {request.method} to the GCS is malformed: {type(error).__name__}: {error}"
             return Reply(request.request_id, False, ("RaySystemError", text))
+
+    def _once(self, request: Request, number: int, allowed: frozenset[str]) -> Reply:
+        """A request that must not be done twice, perhaps asked again because a head was killed: see ``answers``."""
+        caller, floor, method, args = request.args
+        reply = self._answers.recall(caller, request.request_id)
+        if reply is None:
+            reply = self._answer(Request(request.request_id, method, args), number, allowed - {"once"})
+            self._do(self._answers.note(caller, floor, reply))
+        return reply
 
     def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -356,11 +388,25 @@ class GcsService(GroupRequests):
         return {"actors": self._actors.counts(), "placement_groups": self._groups.counts(), **counts}
 
     def _on_add_node(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
+        node_id, told = info["node_id"], Inventory.of(info)
         self._do(self._nodes.add(info, self._wall()))
-        self._links.joined(info["node_id"])
+        self._links.joined(node_id)
         self._groups_node_joined(info)
+        self._reunite(node_id, told)
         self._do(self._actors.node_joined())
-        return {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
+        gone = self._nodes.strangers(list(told.sees))
+        terms = {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
+        return {**terms, "gone": gone} if gone else terms
+
+    def _reunite(self, node_id: bytes, told: Inventory) -> None:
+        """It may have been there in an earlier life of this head: who has died there since, who is asked for."""
+        for job_id in self._jobs.of_node(node_id):
+            if told.processes is not None and self._jobs.driver_of(job_id) not in told.processes:
+                self._finish_job(job_id)
+        self._do(reconcile(self._actors, node_id, told))
+        self._do(self._deaths.node_joined(node_id))
+        for question in told.watches:
+            self._on_watch(node_id, question)
 
     def _on_add_job(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
         answer, effects = self._jobs.add(info, self._wall())
@@ -459,7 +505,8 @@ class GcsService(GroupRequests):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where a table contradicts itself or the connections."""
-        for table in (self._kv, self._jobs, self._nodes, self._actors, self._groups, self._deaths, self._links):
+        tables = (self._kv, self._jobs, self._nodes, self._actors, self._groups, self._answers)
+        for table in (*tables, self._deaths, self._links):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
 

@@ -23,7 +23,7 @@ from minray.wire.codec import decode, encode
 if TYPE_CHECKING:
     import sqlite3
 
-TABLES = ("nodes", "jobs", "actors", "actor_specs", "placement_groups", "kv")
+TABLES = ("nodes", "jobs", "actors", "actor_specs", "placement_groups", "kv", "answers")
 FORMAT = 1  # grows when rows change their shape
 
 

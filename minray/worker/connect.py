@@ -144,7 +144,7 @@ class Driver(CoreWorker):
             found = (found | set(self._nodes)) - {self.node_id}
         if not found:
             return []
-        known = self.request(self.gcs_link, "nodes", (), LAST_LINES_S)
+        known = self.ask_gcs("nodes", timeout=LAST_LINES_S)
         doors = {bytes.fromhex(node["NodeID"]): node["RayletSocketName"] for node in known if node["Alive"]}
         with self.lock:
             return [self._other_node(node_id, doors[node_id]) for node_id in found & doors.keys()]
