@@ -7,7 +7,8 @@ On the head's own machine the GCS is in the process of our node: its connection 
 another machine, or another node, there is a connection of its own. What was asked there and has no answer is asked
 again, with its number, of the head that answers next. Most requests may be done twice (they name what they make);
 those in ``NOT_TWICE`` travel inside ``once``, with our id, so that a head that had done one before it was killed
-recalls its answer. Whoever is subscribed to actors subscribes again: the state that comes back is the news that was missed.
+recalls its answer. Whoever is subscribed to actors subscribes again: the state that comes back is the news that was
+missed.
 
 Part of ``link``, under its lock. Invariants: a request is open from ``ask`` or ``tell`` to its Reply; the connection
 carries all open ones, in the order of their numbers, before anything newer.
