@@ -9,8 +9,8 @@
 
 Made by ``launch`` for a head that other nodes may join, and removed when that ends in good order. What a killed one
 leaves is taken up only by whoever asks for it (``minray start --head --resume``, ``Cluster.restart_head``): a new
-head never looks here. What nobody has asked for is swept after ``KEPT_S``, or when the program that the head
-belonged to has ended.
+head never looks here. What nobody has asked for is swept after ``KEPT_S``, or when the program is gone whose
+``Cluster`` it was.
 
 Invariant: the folder of a head that lives is never touched by others.
 """
@@ -43,7 +43,8 @@ class HeadRecord:
     place: str  # see SessionInfo
     started: float  # seconds since the epoch
     daemon: tuple[int, float]
-    driver: tuple[int, float] | None = None  # whose end ends the cluster; None: it stays until it is told
+    keeper: tuple[int, float] | None = None  # what it leaves if it is killed goes with this one; None: stays a while
+    tls: tuple[str, str, str] | None = None  # the files that it used, see Config.tls
 
     @property
     def address(self) -> str:
@@ -64,8 +65,10 @@ class HeadRecord:
         """Put the record into its folder, whole or not at all."""
         lines = [_MAGIC, f"host {self.host}", f"port {self.port}", f"place {self.place}", f"started {self.started!r}"]
         lines.append(f"daemon {self.daemon[0]} {self.daemon[1]!r}")
-        if self.driver is not None:
-            lines.append(f"driver {self.driver[0]} {self.driver[1]!r}")
+        if self.keeper is not None:
+            lines.append(f"keeper {self.keeper[0]} {self.keeper[1]!r}")
+        if self.tls is not None:
+            lines.append(f"tls {' '.join(os.fsencode(path).hex() for path in self.tls)}")
         path = os.path.join(self.folder, INFO)
         write_private(path + ".new", "\n".join(lines) + "\n")
         os.replace(path + ".new", path)
@@ -79,18 +82,19 @@ class HeadRecord:
             if not lines or lines[0] != _MAGIC:
                 return None
             said = dict(line.split(" ", 1) for line in lines[1:])
-            lives = {role: _life(said[role]) for role in ("daemon", "driver") if role in said}
+            lives = {role: _life(said[role]) for role in ("daemon", "keeper") if role in said}
+            files = [os.fsdecode(bytes.fromhex(path)) for path in said.get("tls", "").split()]
             return cls(
                 folder, said["host"], int(said["port"]), said["place"], float(said["started"]), lives["daemon"],
-                lives.get("driver"),
+                lives.get("keeper"), (files[0], files[1], files[2]) if files else None,
             )  # fmt: skip
-        except (OSError, KeyError, ValueError):
+        except (OSError, KeyError, ValueError, IndexError):
             return None
 
     def of(self, info: SessionInfo) -> HeadRecord:
         """The same cluster, served by the head of this session from now on."""
         assert info.daemon is not None
-        return replace(self, started=time.time(), daemon=info.daemon, place=info.place, driver=info.driver)
+        return replace(self, started=time.time(), daemon=info.daemon, place=info.place, tls=info.tls)
 
     def is_dead(self) -> bool:
         """Whether its process is gone."""
@@ -119,10 +123,12 @@ def make_head_folder(root: str, info: SessionInfo, token: bytes) -> str:
     return folder
 
 
-def record_of(folder: str, host: str, port: int, info: SessionInfo) -> HeadRecord:
+def record_of(
+    folder: str, host: str, port: int, info: SessionInfo, keeper: tuple[int, float] | None
+) -> HeadRecord:
     """The record of a head that has just been started."""
     assert info.daemon is not None
-    return HeadRecord(folder, host, port, info.place, time.time(), info.daemon, info.driver)
+    return HeadRecord(folder, host, port, info.place, time.time(), info.daemon, keeper, info.tls)
 
 
 def _records(root: str) -> list[HeadRecord]:
@@ -136,8 +142,8 @@ def _records(root: str) -> list[HeadRecord]:
 
 
 def dead_heads(config: Config) -> list[HeadRecord]:
-    """The heads of this user on this machine that were to stay, and were killed; the latest first."""
-    found = [record for record in _records(config.temp_root()) if record.driver is None and record.is_dead()]
+    """The heads of this user on this machine that were killed and can go on; the latest first."""
+    found = [record for record in _records(config.temp_root()) if record.keeper is None and record.is_dead()]
     return sorted(found, key=lambda record: record.started, reverse=True)
 
 
@@ -147,7 +153,7 @@ def sweep_heads(root: str) -> list[str]:
     for record in _records(root):
         if not record.is_dead():
             continue
-        forlorn = record.driver is not None and not (record.place == this_place() and is_alive(*record.driver))
+        forlorn = record.keeper is not None and not (record.place == this_place() and is_alive(*record.keeper))
         if forlorn or _age(record) > KEPT_S:
             remove_tree(record.folder)
             removed.append(record.folder)

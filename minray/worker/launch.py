@@ -171,6 +171,7 @@ def launch(
     stays: bool = False,
     cluster: Mapping[str, Any] | None = None,
     gcs: Mapping[str, Any] | None = None,
+    resumable: bool = False,
     resume: HeadRecord | None = None,
 ) -> LocalCluster:
     """Start a head with a node on this machine, or a node that joins another's head.
@@ -184,6 +185,8 @@ def launch(
             are none.
         gcs: the head to join, as ``{"endpoint": "tcp:host:port", "token": bytes}``; None: this is one. Needs
             ``cluster``.
+        resumable: what a head leaves that is killed is kept for a while for whoever asks for it; else no longer than
+            this process lives.
         resume: a head that was killed: this one goes on with its tables and its secret, where that was reached.
 
     Returns at once: whether the node could join, the head says (``nodes``), or the node by its end.
@@ -218,19 +221,19 @@ def launch(
             remove_tree(info.head_folder)
         raise
     if made.info.head_folder:
-        made.head = _record(made.info, resume)
+        made.head = _record(made.info, resume, resumable)
         sweep_heads(root)
     session_folder.sweep_dead(root)  # while the new processes load
     return made
 
 
-def _record(info: SessionInfo, resume: HeadRecord | None) -> HeadRecord:
+def _record(info: SessionInfo, resume: HeadRecord | None, resumable: bool) -> HeadRecord:
     """Say whose the head's folder is now."""
     if resume is not None:
         record = resume.of(info)
     else:
         host, port = split_tcp(info.gcs.removeprefix("tcp:"))
-        record = record_of(info.head_folder, host, port, info)
+        record = record_of(info.head_folder, host, port, info, own_identity() if not resumable else None)
     record.write()
     return record
 
