@@ -299,7 +299,8 @@ class Ended:
 
 
 def stop_nodes(config: Config, address: str, *, force: bool = False, grace_s: float = 10.0) -> list[Ended]:
-    """End this user's nodes of one cluster on this machine: first the others, then its head.
+    """End this user's nodes of one cluster on this machine: first the others, then its head. What a head of it has
+    left that was killed goes, too.
 
     Args:
         force: no question, no grace: SIGKILL.
@@ -310,6 +311,9 @@ def stop_nodes(config: Config, address: str, *, force: bool = False, grace_s: fl
     deadline = time.monotonic() + grace_s
     ended = [_see_out(info, deadline if info in asked else 0.0, force) for info in nodes]
     addresses.forget_latest(config, address)
+    for head in dead_heads(config):
+        if head.address == address:
+            remove_tree(head.folder)
     return ended
 
 

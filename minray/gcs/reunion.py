@@ -66,9 +66,10 @@ def reconcile(table: ActorTable, node_id: bytes, told: Inventory) -> Effects:
         if (actor.actor_id, incarnation) in told.actors:
             continue
         cause = told.ended.get((actor.actor_id, incarnation))
-        if cause is None and actor.state != ALIVE and actor.awaited is None:
+        unborn = actor.state != ALIVE and actor.awaited is None
+        if cause is None and unborn:
             effects.append(table.order_again(actor))
-        elif cause is not None and "creation_error" in cause and actor.state != ALIVE:
+        elif cause is not None and "creation_error" in cause and unborn:
             failed = ActorStarted(actor.actor_id, incarnation, None, cause["creation_error"])
             effects += table.started(node_id, failed)
         else:
