@@ -4,7 +4,7 @@
 and what its node sends. Everything runs on the reactor's thread. What one reactor turn produces is gathered:
 the saves are committed once, then replies, updates and orders leave in the order in which they arose. So
 nothing is said that a restart of the head would deny (a head in memory dies with what it said, and commits
-later).
+later). If the tables cannot be written, no change is made until they can be: see ``_hold_back``.
 
     Router ──Requests──▶ GcsService ─┬─ tables (pure): nodes, actors, jobs, kv, deaths
     nodes ──Node reports──▶          └─ NodeLinks: doors to the nodes, deadlines, news
@@ -68,6 +68,7 @@ from minray.wire.messages import (
 )
 
 FEW = 4  # messages of one turn
+UNWRITABLE_S = 1.0  # between two attempts to write what could not be written
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
 METHODS = GROUP_METHODS | frozenset(
@@ -75,6 +76,14 @@ METHODS = GROUP_METHODS | frozenset(
         "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
         "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
         "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats", "once",
+    }
+)  # fmt: skip
+READS = frozenset(
+    {
+        "get_actor", "subscribe_actor", "unsubscribe_actor", "list_named_actors", "kv_get", "kv_exists", "kv_keys",
+        "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats",
+        "get_placement_group", "placement_group_bundles", "list_placement_groups", "wait_placement_group",
+        "unwait_placement_group",
     }
 )  # fmt: skip
 NODE_METHODS = frozenset({"add_node", "add_job", "finish_job", "job_end", "leave"})
@@ -135,7 +144,10 @@ class GcsService(GroupRequests):
         self._peers: dict[int, Deliver] = {}
         self._next_number = 1
         self._refusals = log.LogBudget()
-        self._outbox: list[tuple[Deliver, Message]] = []
+        self._outbox: list[tuple[Deliver, Message, bool | None]] = []
+        self._held: list[tuple[Deliver, Message, bool | None]] = []  # until the tables can be written again
+        self._undo: list[Callable[[], None]] = []  # what this turn has created for core workers
+        self._unwritable: str | None = None  # why the last commit has failed
         self._flush_due = self._commit_due = self._ending = False
         self._kv.restore(tables.load(kv.TABLE))
         self._jobs.restore(tables.load(jobs.TABLE))
@@ -162,7 +174,8 @@ class GcsService(GroupRequests):
         """One of METHODS, asked by a core worker."""
         number = self._number_of(peer)
         if not self._must_wait(number, request):
-            self._post(self._peers[number], self._answer(request, number, METHODS))
+            reply = self._answer(request, number, METHODS)
+            self._post(self._peers[number], reply, request.method not in READS)
 
     def on_close(self, peer: Peer) -> None:
         """The connection is gone, and with it its subscriptions. (Deaths are told by nodes.)"""
@@ -294,6 +307,8 @@ class GcsService(GroupRequests):
         try:
             if request.method not in allowed:
                 raise ActorError("RaySystemError", f"the GCS has no method {request.method!r} for you")
+            if self._unwritable is not None and number and request.method not in READS:
+                raise ActorError("RaySystemError", self._unwritable)
             if request.method == "once":
                 return self._once(request, number, allowed)
             handler = getattr(self, "_on_" + request.method)
@@ -315,6 +330,7 @@ class GcsService(GroupRequests):
         return reply
 
     def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
+        is_new = self._actors.state_of(spec.get("actor_id", b"")) is None
         try:
             answer, effects = self._actors.create(spec, number)
         except ActorError as error:
@@ -324,6 +340,8 @@ class GcsService(GroupRequests):
                 log.warning("refused an actor of job %s: %s%s", spec.get("job_id", b"").hex(), error, more)
             raise
         self._do(effects)
+        if is_new and answer["created"]:
+            self._may_undo(lambda: self._do(self._actors.kill(spec["actor_id"], True)))
         return answer
 
     def _on_get_actor(self, number: int, name: str, namespace: str) -> dict[str, Any]:
@@ -459,8 +477,9 @@ class GcsService(GroupRequests):
                     link.jobs.add(job_id)
                 self._post(link.deliver, Introduce(job_id, config))
 
-    def _post(self, deliver: Deliver, message: Message) -> None:
-        self._outbox.append((deliver, message))
+    def _post(self, deliver: Deliver, message: Message, write: bool | None = None) -> None:
+        """``write``: of a reply to a core worker, whether it says that something was changed."""
+        self._outbox.append((deliver, message, write))
         self._wake()
 
     def _wake(self) -> None:
@@ -472,28 +491,58 @@ class GcsService(GroupRequests):
         """The end of a turn: commit, then let everything leave."""
         self._flush_due = False
         self._groups_turn_ends()
-        outbox, self._outbox = self._outbox, []
         if self._tables.durable:
             try:
                 self._tables.commit()
             except TablesError as error:
-                log.exception("the tables of this head could not be written")
-                outbox = [(deliver, _refused(message, error)) for deliver, message in outbox]
+                self._hold_back(str(error))
+            else:
+                self._undo.clear()
+                self._outbox = self._held + self._outbox
+                self._held, self._unwritable = [], None
         elif self._tables.dirty and not self._commit_due:
             self._commit_due = True
             self._reactor.call_later(MEMORY_COMMIT_S, self._commit_memory)
+        outbox, self._outbox = self._outbox, []
         corked = self._cork(outbox) if len(outbox) > FEW else []
         try:
-            for deliver, message in outbox:
+            for deliver, message, _ in outbox:
                 deliver(message)
         finally:
             for peer in corked:
                 peer.uncork()
 
-    def _cork(self, outbox: list[tuple[Deliver, Message]]) -> list[Peer]:
+    def _cork(self, outbox: list[tuple[Deliver, Message, bool | None]]) -> list[Peer]:
         """Many messages: let those for one process leave in one piece, each write costs more than the message."""
-        to = {deliver for deliver, _ in outbox}
+        to = {deliver for deliver, _, _ in outbox}
         return [peer for peer, number in self._numbers.items() if self._peers[number] in to and peer.cork()]
+
+    def _hold_back(self, error: str) -> None:
+        """Nothing could be written (the disk is full, say). What follows from this turn waits until it can be; who
+        asked for a change is told that it was not made, and what was created is taken back; who only wants to know
+        something is told. Until then nothing more is changed for core workers: see ``_answer``.
+        """
+        if self._unwritable is None:
+            log.error("%s. Nothing is changed until that is over", error)
+        self._unwritable = error
+        undo, self._undo = self._undo, []
+        for step in undo:
+            step()
+        outbox, self._outbox = self._outbox, []
+        for deliver, message, write in outbox:
+            if write is None:
+                self._held.append((deliver, message, write))
+            elif write and isinstance(message, Reply) and message.ok:
+                refused = Reply(message.request_id, False, ("RaySystemError", error))
+                self._outbox.append((deliver, refused, write))
+            else:
+                self._outbox.append((deliver, message, write))
+        self._reactor.call_later(UNWRITABLE_S, self._wake)
+
+    def _may_undo(self, step: Callable[[], None]) -> None:
+        """How to take back what was just created, if it cannot be written."""
+        if self._tables.durable:
+            self._undo.append(step)
 
     def _commit_memory(self) -> None:
         self._commit_due = False
@@ -510,8 +559,3 @@ class GcsService(GroupRequests):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
 
-
-def _refused(message: Message, error: TablesError) -> Message:
-    if isinstance(message, Reply) and message.ok:
-        return Reply(message.request_id, False, ("RaySystemError", str(error)))
-    return message

@@ -92,12 +92,13 @@ def test_under_load_all_results_arrive_and_no_actor_is_lost_or_doubled(cluster, 
     cluster.restart_head()
     serves = time.monotonic() - began
     thread.join(120)
-    print(f"\nhead restarted: it serves after {serves:.2f} s, a new actor answers after {time.monotonic() - began:.2f} s")
+    print(f"\nthe head serves again after {serves:.2f} s, a new actor answers after {time.monotonic() - began:.2f} s")
     assert not errors and made[1] == 1
 
     assert ray.get(results, timeout=600) == [i * i for i in range(TASKS)]
     assert ray.get([actor.pid.remote() for actor in actors], timeout=120) == pids
-    again = [ray.get_actor(kind["name"]) if "name" in kind else actor for kind, actor in zip(kinds, actors, strict=True)]
+    pairs = zip(kinds, actors, strict=True)
+    again = [ray.get_actor(kind["name"]) if "name" in kind else actor for kind, actor in pairs]
     assert ray.get([actor.add.remote() for actor in again], timeout=120) == [3] * ACTORS
     assert sorted(marks.read_text().split()) == sorted([*(f"a{i}" for i in range(ACTORS)), "late"])
     assert ask_node(cluster, cluster.head_node, "gcs_stats")["actors"] == {
@@ -226,9 +227,7 @@ def test_what_cannot_be_restarted_says_so(make_cluster):
     with pytest.raises(RuntimeError, match="no head that runs"):
         cluster.kill_head()
     tables = cluster._head.head.tables
-    with open(tables, "r+b") as file:
-        file.truncate(5000)
-    if os.path.exists(tables + "-wal"):
-        os.unlink(tables + "-wal")
-    with pytest.raises(RaySystemError, match="damaged"):
+    with open(tables, "wb") as file:
+        file.write(b"no database" * 500)
+    with pytest.raises(RaySystemError, match="damaged, or no tables of minray"):
         cluster.restart_head()

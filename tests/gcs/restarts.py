@@ -1,5 +1,5 @@
-"""A head that is killed and started again, in one thread: the real GCS, the real line of its clients, the real links and
-tables of the nodes, on a network of queues. See ``test_restarts``.
+"""A head that is killed and started again, in one thread: the real GCS, the real line of its clients, the real links
+and tables of the nodes, on a network of queues. See ``test_restarts``.
 
     Client ── GcsLine ── Pipe ── HeadRouter's part ──┐
     Machine ─ GcsLink ── Pipe ── NodeRouter ─────────┴─ GcsService ── Disk (what was committed)
@@ -384,7 +384,7 @@ class Sim:
         self.drain()
         self.clients: list[Client] = []
         for machine in self.machines:
-            machine.ask("add_job", self.job_of(machine), then=lambda answer, m=machine: self.got_job(m, answer["job_id"]))
+            machine.ask("add_job", self.job_of(machine), then=lambda job, m=machine: self.got_job(m, job["job_id"]))
         self.drain()
 
     def job_of(self, machine: Machine) -> dict[str, Any]:
@@ -463,7 +463,8 @@ class Sim:
             there |= {actor.actor_id for actor in self.head.gcs._actors.on_node(machine.node_id)}
         for actor_id in there:
             self.faults[actor_id] = self.faults.get(actor_id, 0) + 1
-        self.doomed |= {a for a, made in self.made.items() if made["owner"][0] == machine.node_id and not made["lifetime"]}
+        owned = {a for a, made in self.made.items() if made["owner"][0] == machine.node_id}
+        self.doomed |= {actor_id for actor_id in owned if not self.made[actor_id]["lifetime"]}
         for pipe in [p for p in self.pipes if p.handler in (machine.link, client)]:
             self.pipes.remove(pipe)
             pipe.closed = True

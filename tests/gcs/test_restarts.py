@@ -1,4 +1,4 @@
-"""The head is killed at any point of a random history, as often as the seed likes; nothing is lost and nothing doubled."""
+"""The head is killed at any point of a random history, as often as the seed likes: nothing is lost or doubled."""
 
 from __future__ import annotations
 
