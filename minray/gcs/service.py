@@ -164,7 +164,7 @@ class GcsService(GroupRequests):
                 self.node_lost(node_id, "the process of the head, in which it lived, has ended")
             else:
                 self._links.expect(node_id)
-        for job_id in self._groups.jobs():
+        for job_id in list(self._groups.of_job):
             if not self._jobs.is_running(job_id):
                 self._groups_job_finished(job_id)
 
