@@ -70,4 +70,8 @@ def test_what_nobody_asks_for_is_swept(
     assert sweep_heads(str(tmp_path)) == [of_a_program.folder], "its program has ended"
     monkeypatch.setattr(head_folder, "KEPT_S", -1.0)
     assert sweep_heads(str(tmp_path)) == [one.folder]
+    monkeypatch.setattr(head_folder, "YOUNG_S", -1.0)
+    (tmp_path / "h_broken").mkdir()
+    (tmp_path / "h_broken" / "head.info").write_text("nonsense")
+    assert sweep_heads(str(tmp_path)) == [str(tmp_path / "h_broken")]
     assert os.path.isdir(alive.folder)

@@ -29,6 +29,7 @@ from minray.worker.session_folder import TOKEN, SessionInfo, is_dead, is_ours, t
 
 INFO, TABLES = "head.info", "gcs.sqlite"
 KEPT_S = 24 * 3600.0
+YOUNG_S = 60.0  # a folder without a record may belong to a start in progress
 _MAGIC = "minray-head 1"
 _PREFIX = "h_"
 
@@ -131,14 +132,17 @@ def record_of(
     return HeadRecord(folder, host, port, info.place, time.time(), info.daemon, keeper, info.tls)
 
 
-def _records(root: str) -> list[HeadRecord]:
+def _folders(root: str) -> list[str]:
     try:
         names = os.listdir(root)
     except OSError:
         return []
     folders = (os.path.join(root, name) for name in sorted(names) if name.startswith(_PREFIX))
-    found = (HeadRecord.read(folder) for folder in folders if is_ours(folder))
-    return [record for record in found if record is not None]
+    return [folder for folder in folders if is_ours(folder)]
+
+
+def _records(root: str) -> list[HeadRecord]:
+    return [record for record in map(HeadRecord.read, _folders(root)) if record is not None]
 
 
 def dead_heads(config: Config) -> list[HeadRecord]:
@@ -150,20 +154,26 @@ def dead_heads(config: Config) -> list[HeadRecord]:
 def sweep_heads(root: str) -> list[str]:
     """Remove what nobody will ask for any more: how old it is, its tables say."""
     removed = []
-    for record in _records(root):
-        if not record.is_dead():
-            continue
-        forlorn = record.keeper is not None and not (record.place == this_place() and is_alive(*record.keeper))
-        if forlorn or _age(record) > KEPT_S:
-            remove_tree(record.folder)
-            removed.append(record.folder)
+    for folder in _folders(root):
+        record, age = HeadRecord.read(folder), _age(folder)
+        if record is None:
+            over = age > YOUNG_S
+        elif record.is_dead():
+            keeper = record.keeper
+            forlorn = keeper is not None and not (record.place == this_place() and is_alive(*keeper))
+            over = forlorn or age > KEPT_S
+        else:
+            over = False
+        if over:
+            remove_tree(folder)
+            removed.append(folder)
     return removed
 
 
-def _age(record: HeadRecord) -> float:
-    """Since something was written."""
-    times = [record.started]
-    for path in (record.tables, record.tables + "-wal"):
+def _age(folder: str) -> float:
+    """Since something was written there."""
+    times = [0.0]
+    for path in (folder, tables_in(folder), tables_in(folder) + "-wal"):
         try:
             times.append(os.stat(path).st_mtime)
         except OSError:  # the log of the database is there while it is needed

@@ -301,8 +301,7 @@ def test_a_request_that_must_not_be_done_twice_is_done_once(tmp_path: Path) -> N
 def test_answers_are_kept_until_they_are_heard() -> None:
     table, rows, me = AnswerTable(most=2), {}, b"m" * 28
     for number, floor in ((1, 1), (2, 1), (5, 3)):
-        for _, _, key, row in table.note(me, floor, Reply(number, True, number * 10)):
-            rows[key] = row
+        rows.update((key, row) for _, _, key, row in table.note(me, floor, Reply(number, True, number * 10)))
     table.check_invariants()
     kept = [(key, row) for key, row in rows.items() if row is not None]
     again = AnswerTable()
