@@ -60,7 +60,6 @@ PURE = (
     "gcs/jobs.py",
     "gcs/nodes.py",
     "gcs/kv.py",
-    "gcs/reunion.py",
     "gcs/answers.py",
     "gcs/view.py",
     "worker/owner.py",

@@ -262,7 +262,7 @@ class NodeService:
             "node_name": self._offer.get("node_name"),
             "resources": self.totals,
             "labels": self.labels,
-            "is_head": self._session["is_head"],
+            "is_head": self.is_head,
             "pid": os.getpid(),
         }
 

@@ -185,8 +185,7 @@ def launch(
             are none.
         gcs: the head to join, as ``{"endpoint": "tcp:host:port", "token": bytes}``; None: this is one. Needs
             ``cluster``.
-        resumable: what a head leaves that is killed is kept for a while for whoever asks for it; else no longer than
-            this process lives.
+        resumable: what a killed head leaves is kept for whoever asks for it; else only while this process lives.
         resume: a head that was killed: this one goes on with its tables and its secret, where that was reached.
 
     Returns at once: whether the node could join, the head says (``nodes``), or the node by its end.

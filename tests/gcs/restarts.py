@@ -411,7 +411,12 @@ class Sim:
         return pipe
 
     def up_one(self, pipe: Pipe) -> None:
-        """The head reads one message."""
+        """The head reads one message; a turn may have more than one."""
+        self.read_one(pipe)
+        if self.head is not None and self.rng.random() < 0.5:
+            self.head.turn()
+
+    def read_one(self, pipe: Pipe) -> None:
         head, raw = self.head, pipe.up.popleft()
         assert head is not None and pipe.head is head
         router, end = pipe.router
@@ -421,8 +426,6 @@ class Sim:
             request = unpack(raw)
             assert isinstance(request, Request)
             head.gcs.on_request(end, request)
-        if self.rng.random() < 0.8:  # a turn may have more than one message
-            head.turn()
 
     def down_one(self, pipe: Pipe) -> None:
         pipe.handler.on_messages(pipe, [pipe.down.popleft()])
@@ -432,6 +435,8 @@ class Sim:
         head = self.head
         assert head is not None
         self.kills += 1
+        for pipe in [pipe for pipe in self.pipes if pipe.up and pipe.head is head][: self.rng.randrange(3)]:
+            self.read_one(pipe)
         if head.soon and self.rng.random() < 0.7:
             head.credit = self.rng.randrange(4)
             head.turn()
