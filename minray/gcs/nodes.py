@@ -193,7 +193,7 @@ class NodeTable:
     def place(
         self, spec: Mapping[str, Any], actors_per_node: Mapping[bytes, int], avoid: bytes | None = None
     ) -> bytes | None:
-        """The node for an actor; None while there is no node at all, or the only one that may have it is expected.
+        """The node for an actor; None while there is no node at all, or only one that is expected may have it.
         ``avoid``: where it was just refused.
 
         What no node can ever hold, or has the labels for, goes to its owner's node (or some other) all the same:
@@ -215,9 +215,11 @@ class NodeTable:
                 raise Unplaceable(f"its scheduling strategy demands node {wanted.hex()}, which is not alive")
         elif kind == "labels":
             hard, soft = strategy[1] or {}, strategy[2] or {}
-        if len(self._live) <= 1:
+        if len(self._live) <= 1 and not self._expected:
             return next(iter(self._live), None)
         chosen = self._choose(request, hard, soft, actors_per_node, avoid)
+        if chosen is None and self._expected:
+            return None
         if chosen is None:
             home: bytes = spec["owner"][0]
             return home if home in self._live else next(iter(self._live))
