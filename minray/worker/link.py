@@ -353,8 +353,8 @@ class Link:
         if not self.wait_for(answer, number, wait):
             head = "the head of the cluster" if self.clustered else "the head process"
             raise RaySystemError(
-                f"no answer to {method} within {limit} s: {head} hangs, is overrun, or is cut off. It may be there again "
-                "later (MINRAY_GCS_ANSWER_S says how long to wait)"
+                f"no answer to {method} within {limit} s: {head} hangs, is overrun, or is cut off. It may be there "
+                "again later (MINRAY_GCS_ANSWER_S says how long to wait)"
             )
         return self.value_of(answer)
 

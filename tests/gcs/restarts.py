@@ -143,6 +143,12 @@ class Answering:
     def close(self) -> None:
         self.closed = True
 
+    def cork(self) -> bool:
+        return False
+
+    def uncork(self) -> None:
+        raise AssertionError("it was not corked")
+
 
 class Head:
     """One life of the head. ``credit``: how many messages still leave before it is dead."""
