@@ -87,7 +87,9 @@ class Cluster:
         self.worker_nodes: set[ClusterNode] = set()
         self.connected = False
         self._config = Config.from_env()
-        self._head: LocalCluster | None = None
+        self._head: LocalCluster | None = None  # it may have been killed
+        self._head_args: dict[str, Any] = {}
+        self._through: ClusterNode | None = None
         self._tool: Tool | None = None
         if initialize_head:
             try:
@@ -127,7 +129,9 @@ class Cluster:
         system = node_args.pop("_system_config", None) or {}
         config = self._config.replace(**system)
         if self._head is None:
-            self._config = config
+            self._config, self._head_args = config, node_args
+        elif self.head_node is None:
+            raise RuntimeError("this cluster has lost its head: call restart_head() first")
         node = _offer(config, node_args)
         place = {"host": HOST, "port": 0}
         gcs = None
@@ -155,7 +159,7 @@ class Cluster:
         """
         if node not in self.list_all_nodes():
             raise ValueError(f"{node!r} is not a node of this cluster")
-        if node is self.head_node and self.connected:
+        if node is self._through and self.connected:
             raise ValueError("this process is connected through the head: call minray.shutdown() first")
         if not allow_graceful:
             node._started.kill()
@@ -167,6 +171,47 @@ class Cluster:
             self.head_node = self._head = None
         self.worker_nodes.discard(node)
         node._started.stop(STOP_S)
+
+    def kill_head(self) -> None:
+        """SIGKILL the head's process, and with it the node of its machine: that one's workers and drivers end. What
+        runs on other nodes goes on; they look for the head for ``gcs_reconnect_s``. Returns when all of it is gone.
+
+        Raises:
+            RuntimeError: there is no head that runs.
+            ValueError: this process is connected through the head, and would end with it.
+        """
+        if self._head is None or self.head_node is None:
+            raise RuntimeError("this cluster has no head that runs: call add_node() or restart_head() first")
+        if self.connected and self._through is self.head_node:
+            raise ValueError("this process is connected through the head: connect(node=…) through another node")
+        self._hang_up()
+        self.head_node = None
+        self._head.kill()
+        self._head.stop(STOP_S, keep_tables=True)
+
+    def restart_head(self, wait: bool = True, **node_args: Any) -> ClusterNode:
+        """Start the head again that ``kill_head`` ended: at the same address, with the same tables, with a new node.
+
+        Args:
+            wait: return when it serves.
+            node_args: of its node, as for ``add_node``; not said: those that the head was started with.
+
+        Raises:
+            RuntimeError: no head was killed.
+            RaySystemError: it does not start; the text has the end of its log.
+        """
+        if self._head is None or self.head_node is not None:
+            raise RuntimeError("there is no head to be started again: call kill_head() first")
+        node = _offer(self._config, {**self._head_args, **node_args})
+        self._head = launch(self._config, node, resume=self._head.head)
+        self.head_node = ClusterNode(self._head)
+        if wait:
+            try:
+                self._await({self.head_node.node_id: self.head_node}, 30.0)
+            except BaseException:
+                self.kill_head()
+                raise
+        return self.head_node
 
     def wait_for_nodes(self, timeout: float = 30) -> None:
         """Return when the cluster knows of all nodes that were added, and of the end of those that were removed.
@@ -216,13 +261,15 @@ class Cluster:
 
     # --- the driver ---------------------------------------------------------------------------------
 
-    def connect(self, namespace: str | None = None) -> session.RayContext:
-        """``minray.init`` of this process, as a driver of this cluster."""
+    def connect(self, namespace: str | None = None, node: ClusterNode | None = None) -> session.RayContext:
+        """``minray.init`` of this process, as a driver of this cluster, on the head's machine or at ``node``."""
         if self._head is None:
             raise RuntimeError("this cluster has no head: call add_node() first")
         folder = self._config.temp_dir
-        context = session.init(address=self.address, namespace=namespace, _temp_dir=folder)
-        self.connected = True
+        through = node or self.head_node
+        which = None if through is None else through.node_id
+        context = session.init(address=self.address, namespace=namespace, _temp_dir=folder, _node_id=which)
+        self.connected, self._through = True, through
         return context
 
     def shutdown(self) -> None:
@@ -232,6 +279,9 @@ class Cluster:
             if current.get() is not None:
                 session.shutdown()
         self._hang_up()
+        if self._head is not None and self.head_node is None:
+            self._head.stop(STOP_S)  # and what it has left
+            self._head = None
         nodes = self.list_all_nodes()
         for node in nodes:
             node._started.hang_up()

@@ -21,11 +21,12 @@ from typing import Any
 from minray._base.config import Config
 from minray._base.process import is_alive
 from minray.exceptions import RaySystemError
-from minray.store.remains import remove_session
+from minray.store.remains import remove_session, remove_tree
 from minray.wire.errors import HandshakeError, Misfit, WireError
 from minray.wire.secret import token_of
 from minray.wire.transports import is_loopback
 from minray.worker import addresses
+from minray.worker.head_folder import HeadRecord, dead_heads
 from minray.worker.init_options import InitOptions
 from minray.worker.launch import LocalCluster, launch
 from minray.worker.session_folder import SessionInfo, find_sessions
@@ -71,6 +72,7 @@ def start_node(
     host: str | None = None,
     port: int = 0,
     stays: bool = True,
+    resume: bool = False,
 ) -> LocalCluster:
     """Start a head (``address`` None) or a node that joins one, and wait until the cluster knows it.
 
@@ -80,28 +82,65 @@ def start_node(
         host: where other machines reach this one. None: for a head the loopback; for a node, as "auto" says, the
             address that this machine has on the way to the head.
         port: where to listen; 0: the kernel chooses.
+        resume: a head that was killed on this machine goes on; ``host`` and ``port``, if given, say which.
 
     Raises:
         ClusterError, RaySystemError, ConnectionError, ValueError: it cannot be; the text names the way out.
     """
-    if address is None:
-        access, place = None, {"host": _host_of_head(host), "port": port}
-        gcs = None
+    left = _left_by_a_head(config, host, port) if resume else None
+    access: Access | None = None
+    place: dict[str, Any] | None = None
+    gcs: dict[str, Any] | None = None
+    if left is not None:
+        config = config.with_tls(config.tls or left.tls)
+    elif address is None:
+        place = {"host": _host_of_head(host), "port": port}
     else:
         access = _access_to_join(config, addresses.numeric(address))
         config = config.with_tls(access.tls)
         place = {"host": _host_of_node(host, access.address), "port": port}
         ask(config, access, "gcs_stats")  # a wrong address or token is told here, before anything starts
         gcs = {"endpoint": f"tcp:{access.address}", "token": access.token}
-    started = launch(config, node, stays=stays, cluster=place, gcs=gcs)
+    started = launch(config, node, stays=stays, cluster=place, gcs=gcs, resumable=True, resume=left)
     try:
         head = access or Access(started.info.gcs.removeprefix("tcp:"), started.token, config.tls)
         _await_joined(config, started, head)
         addresses.write_latest(config, head.address)
     except BaseException:
-        started.stop()
+        if left is not None:
+            started.kill()  # a good end would be the end of what it was to go on with
+        started.stop(keep_tables=left is not None)
         raise
     return started
+
+
+def resumable(config: Config) -> list[HeadRecord]:
+    """The heads of this user that were killed on this machine and can go on, the latest first."""
+    return dead_heads(config)
+
+
+def _left_by_a_head(config: Config, host: str | None, port: int) -> HeadRecord:
+    found = dead_heads(config)
+    number = _host_of_head(host) if host is not None else None
+    wanted = [head for head in found if port in (0, head.port) and number in (None, head.host)]
+    if not wanted:
+        there = " at this address" if port or number is not None else ""
+        others = "".join(f" One at {head.address} was killed." for head in found)
+        raise ClusterError(
+            f"no head of yours that was killed on this machine{there} "
+            f"has left anything to go on with (looked in {config.temp_root()}; one that runs, or was ended by "
+            f"`minray stop`, leaves nothing).{others} Start without --resume for a new cluster"
+        )
+    if len(wanted) > 1:
+        which = ", ".join(f"{one.address} ({time.strftime('%H:%M:%S', time.localtime(one.started))})" for one in wanted)
+        raise ClusterError(f"several heads of yours were killed here: say --host and --port of one of {which}")
+    token = token_of(config)
+    if token is not None and token != wanted[0].token():
+        raise ClusterError(
+            f"the token that is set (MINRAY_TOKEN, MINRAY_TOKEN_FILE or --token-file) is not that of the cluster at "
+            f"{wanted[0].address}, whose nodes would not be let in: unset it"
+        )
+    return wanted[0]
 
 
 def offer_of(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +299,8 @@ class Ended:
 
 
 def stop_nodes(config: Config, address: str, *, force: bool = False, grace_s: float = 10.0) -> list[Ended]:
-    """End this user's nodes of one cluster on this machine: first the others, then its head.
+    """End this user's nodes of one cluster on this machine: first the others, then its head. What a head of it has
+    left that was killed goes, too.
 
     Args:
         force: no question, no grace: SIGKILL.
@@ -271,6 +311,9 @@ def stop_nodes(config: Config, address: str, *, force: bool = False, grace_s: fl
     deadline = time.monotonic() + grace_s
     ended = [_see_out(info, deadline if info in asked else 0.0, force) for info in nodes]
     addresses.forget_latest(config, address)
+    for head in dead_heads(config):
+        if head.address == address:
+            remove_tree(head.folder)
     return ended
 
 
@@ -302,6 +345,8 @@ def _see_out(info: SessionInfo, deadline: float, force: bool) -> Ended:
             _gone(info, time.monotonic() + SIGNAL_S)
     if os.path.isdir(info.folder):
         remove_session(info.folder)
+    if info.head_folder:
+        remove_tree(info.head_folder)
     return Ended(info, how)
 
 

@@ -34,8 +34,10 @@ from typing import Any, Protocol
 from minray._base.config import Config
 from minray._base.process import is_alive, start_time
 from minray.gcs.service import METHODS, GcsService
-from minray.gcs.tables import Tables
+from minray.gcs.tables import Tables, TablesError
 from minray.node.gcs_link import GcsLink
+from minray.node.inventory import inventory
+from minray.store.remains import remove_tree
 from minray.wire.codec import decode
 from minray.wire.errors import WireError
 from minray.wire.messages import (
@@ -70,7 +72,8 @@ def read_boot(fd: int) -> dict[str, Any]:
     ``endpoint``, ``listen_fds``, ``zygote_fd`` (-1: none), ``zygote`` and ``driver`` (pid, start time, or
     None), ``node_id``, ``node`` (what it offers, see ``launch``), ``sys_path`` and ``python_flags`` of the
     driver's interpreter; ``cluster``: where other machines may reach it, or None; ``gcs``: the head to join, or None;
-    for a head that stays ``tables`` (a file)."""
+    for a head that others may join ``tables`` (a file) and ``head_folder``, which goes when this process ends in good
+    order, and ``resume`` (whether the tables are to be there)."""
     size = int.from_bytes(_read_exactly(fd, 4), "little")
     if size > BOOT_LIMIT:
         raise ValueError(f"a boot blob of {size} bytes: this is no minray launcher")
@@ -141,7 +144,7 @@ class HeadGcs:
         self.daemon = daemon
         self.service = GcsService(
             daemon.reactor,
-            Tables(daemon.boot.get("tables")),
+            Tables(daemon.boot.get("tables"), resume=bool(daemon.boot.get("resume"))),
             wall=time.time,
             make_namespace=lambda: os.urandom(16).hex(),
             available=lambda: [daemon.node.available()],
@@ -151,6 +154,7 @@ class HeadGcs:
 
     def start(self) -> None:
         """Gcs."""
+        self.service.recover()
         self.service.attach_node(self.daemon.node_id, self.daemon.node.on_gcs)
 
     def send(self, message: Message) -> None:
@@ -173,8 +177,14 @@ class HeadGcs:
         self.service.end(reason)
 
     def close(self) -> None:
-        """Gcs."""
-        self.service.close()
+        """Gcs. In good order: nobody will need the tables any more."""
+        try:
+            self.service.close()
+        except TablesError as error:
+            say(str(error))
+        folder = self.daemon.boot.get("head_folder")
+        if folder:
+            remove_tree(folder)
 
 
 class RemoteGcs:
@@ -194,7 +204,7 @@ class RemoteGcs:
             deliver=lambda message: daemon.node.on_gcs(message),
             joined=lambda terms: daemon.node.joined(terms),
             lost=lambda reason: daemon.end(reason, failed=not self.link.dismissed),
-            held=lambda: list(daemon.node.table.bundles.held()),
+            inventory=lambda: inventory(daemon.node),
         )
 
     def start(self) -> None:
@@ -447,7 +457,12 @@ def main(folder: str) -> None:
         remove_session(folder)
         raise
     fds = {fd for fd in (*boot["listen_fds"], boot["zygote_fd"]) if fd >= 0}
-    daemon = Daemon(boot, detach(fds))
+    life = detach(fds)
+    try:
+        daemon = Daemon(boot, life)
+    except TablesError as error:
+        say(f"cannot start: {error}")
+        sys.exit(1)
     if hasattr(signal, "alarm"):
         daemon.last_resort = signal.alarm  # nobody handles SIGALRM
     daemon.start()

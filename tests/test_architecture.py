@@ -60,6 +60,7 @@ PURE = (
     "gcs/jobs.py",
     "gcs/nodes.py",
     "gcs/kv.py",
+    "gcs/answers.py",
     "gcs/view.py",
     "worker/owner.py",
     "worker/references.py",

@@ -105,7 +105,7 @@ class Config:
     # --- cluster (the head's settings count; a session of one node has no heartbeat)
     heartbeat_s: float = 1.0  # how often a node reports when nothing changes
     node_timeout_s: float = 10.0  # a node that has not reported for so long counts as dead
-    gcs_reconnect_s: float = 10.0  # how long a node that has lost the head looks for it
+    gcs_reconnect_s: float = 60.0  # how long a node that has lost the head looks for it; then it ends
     gcs_answer_s: float = 60.0  # how long a program waits for the head's answer to a question
     # --- session
     temp_dir: str | None = None  # None: a folder per user in the system's temporary folder

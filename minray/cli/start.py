@@ -1,6 +1,7 @@
 """``minray start``: the head of a cluster on this machine, or a node that joins one.
 
     minray start --head                    ──▶ prints the line with which others join
+    minray start --head --resume           ──▶ the same for a head that was killed: its cluster goes on
     minray start --address=HOST:PORT       ──▶ joins
     … --block                              ──▶ stays; Ctrl-C, SIGTERM, or its own end in any way ends the node
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from minray.cli.common import add_temp_dir, add_tls, add_token_file, guarded, settings
 
 if TYPE_CHECKING:
+    from minray.worker.head_folder import HeadRecord
     from minray.worker.launch import LocalCluster
 
 OFFERS = ("num_cpus", "num_gpus", "memory", "object_store_memory", "resources", "labels", "node_name")
@@ -42,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=_port, default=0, help="to listen at (default: the kernel chooses a free one)")
     add("--min-worker-port", type=_port, metavar="PORT", help="workers and drivers on this machine listen from here")
     add("--max-worker-port", type=_port, metavar="PORT", help="to here (default: at ports that the kernel chooses)")
+    add(
+        "--resume",
+        action="store_true",
+        help="with --head: go on where a head that was killed on this machine has ended (--port: which one)",
+    )
     add("--num-cpus", type=_number, help="CPUs that it offers (default: what this process may use)")
     add("--num-gpus", type=_number, help="GPUs that it offers (default: those that are found)")
     add("--resources", type=_resources, metavar="JSON", help='further ones, e.g. \'{"license": 2}\'')
@@ -105,11 +112,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from minray import clusters
 
+    if arguments.resume and not arguments.head:
+        raise clusters.ClusterError("--resume is for --head: a node that was killed comes back as a new one")
     low, high = arguments.min_worker_port, arguments.max_worker_port
     if (low is None) != (high is None):
         raise clusters.ClusterError("--min-worker-port and --max-worker-port belong together: say both, or none")
     arguments.worker_ports = None if low is None else f"{low}-{high}"
     config = settings(arguments)
+    left = [] if arguments.resume or not arguments.head else clusters.resumable(config)
     started = clusters.start_node(
         config,
         clusters.offer_of({name: getattr(arguments, name) for name in OFFERS}),
@@ -117,8 +127,9 @@ def _run(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         stays=not arguments.block,
+        resume=arguments.resume,
     )
-    print("\n".join(told(arguments, started)), flush=True)
+    print("\n".join([*told(arguments, started), *map(_left, left)]), flush=True)
     if not arguments.block:
         return 0
     try:
@@ -135,7 +146,8 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
     where = f" --temp-dir={shlex.quote(os.path.abspath(arguments.temp_dir))}" if arguments.temp_dir else ""
     init = f', _temp_dir="{os.path.abspath(arguments.temp_dir)}"' if arguments.temp_dir else ""
     if info.is_head:
-        lines = [f"This machine is the head of a cluster at {address} (node {info.node_id[:8]}, {info.folder})."]
+        again = " again" if arguments.resume else ""
+        lines = [f"This machine is{again} the head of a cluster at {address} (node {info.node_id[:8]}, {info.folder})."]
         lines += ["", *_join_lines(address, info.token_path, info.tls, where)]
     else:
         lines = [f"This machine has joined the cluster at {address}: node {info.node_id[:8]} at {here}, {info.folder}."]
@@ -148,6 +160,13 @@ def told(arguments: argparse.Namespace, started: LocalCluster) -> list[str]:
         f'  python: minray.init(address="auto"{init})',
         *(["", "Ctrl-C ends this node."] if arguments.block else []),
     ]
+
+
+def _left(head: HeadRecord) -> str:
+    return (
+        f"(This is a new cluster. The one at {head.address}, whose head was killed, could have gone on: `minray stop`, "
+        "then start with --resume.)"
+    )
 
 
 def _join_lines(address: str, token: str, tls: tuple[str, str, str] | None, where: str) -> list[str]:
@@ -179,6 +198,6 @@ def _block(started: LocalCluster) -> int:
         print("minray start: ended", flush=True)
         return 0
     text = started.explain_end()
-    started.stop()
+    started.stop(keep_tables=True)
     print(f"minray start: {text}", file=sys.stderr)
     return 0 if code == 0 else 1

@@ -407,6 +407,33 @@ class ActorTable:
                 effects += self._dispatch(self._actors[actor_id])
         return effects
 
+    # --- a node that comes back: see ``reunion`` ------------------------------------------------------
+
+    def on_node(self, node_id: bytes) -> list[Actor]:
+        """The actors that the table has there."""
+        return [self._actors[actor_id] for actor_id in self._of_node.get(node_id)]
+
+    def owners_on(self, node_id: bytes) -> list[bytes]:
+        """The processes there that have created actors which are not dead."""
+        owners = (self._actors[next(iter(ids))].spec["owner"] for ids in self._of_owner.of.values())
+        return sorted(owner[1] for owner in owners if owner[0] == node_id)
+
+    def order_again(self, actor: Actor) -> tuple[Any, ...]:
+        """The order to start the current incarnation, which its node may have or not."""
+        assert actor.node_id is not None
+        return order(actor.node_id, StartActor(actor.actor_id, actor.incarnation, actor.spec))
+
+    def found(self, node_id: bytes, actor_id: bytes, incarnation: int, report: ActorStarted | None) -> Effects:
+        """A node has this one, and ``report`` is what it said when that had started."""
+        actor = self._actors.get(actor_id)
+        if actor is None or not self._current(actor, node_id, incarnation):
+            return self.started(node_id, report or ActorStarted(actor_id, incarnation, None, None))  # it is stopped
+        effects = self.started(node_id, report) if report is not None else []
+        if actor.leaving and actor.state == ALIVE:
+            stop = StopActor(actor_id, incarnation, True, str(actor.cause["text"]))
+            effects.append(order(node_id, stop))
+        return effects
+
     # --- inside -----------------------------------------------------------------------------------
 
     def _current(self, actor: Actor, node_id: bytes, incarnation: int) -> bool:

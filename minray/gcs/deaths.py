@@ -41,6 +41,10 @@ class WatchDesk:
         askers.add(asker)
         return [order(node_id, question)]
 
+    def node_joined(self, node_id: bytes) -> Effects:
+        """A node is there, again: what was asked about its processes meanwhile is asked now."""
+        return [order(node_id, Watch(worker_id, node_id)) for worker_id in sorted(self._on.get(node_id, ()))]
+
     def died(self, message: Died) -> Effects:
         """A node says how a process of its has ended."""
         askers = self._forget(message.worker_id)

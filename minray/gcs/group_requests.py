@@ -57,6 +57,7 @@ class GroupRequests:
     _actors: ActorTable
     _available: Callable[[], Iterable[Mapping[str, int]]]
     _do: Callable[[Effects], None]
+    _may_undo: Callable[[Callable[[], None]], None]
 
     def _init_groups(self, balance: Callable[[], Mapping[str, int]] | None) -> None:
         self._balance = balance
@@ -168,8 +169,11 @@ class GroupRequests:
                 f"placement group {spec['group_id'].hex()} is not made: its job {spec['job_id'].hex()} has ended. What "
                 "is to outlive a job is made with lifetime='detached', or by a detached actor",
             )
+        is_new = not self._groups.public(spec["group_id"])
         answer, effects = self._groups.create(spec, self._now())
         self._do_groups(effects)
+        if is_new:
+            self._may_undo(lambda: self._do_groups(self._groups.remove(spec["group_id"], self._now())))
         return answer
 
     def _on_remove_placement_group(self, number: int, group_id: bytes) -> bool:

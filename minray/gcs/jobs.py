@@ -79,6 +79,10 @@ class JobTable:
         """The running job of this driver."""
         return self._by_driver.get(worker_id)
 
+    def driver_of(self, job_id: bytes) -> bytes:
+        """The worker id of a known job's driver."""
+        return bytes(self._jobs[job_id]["driver_worker_id"])
+
     def of_node(self, node_id: bytes) -> list[bytes]:
         """The running jobs whose drivers are on that node."""
         return [job_id for job_id in self._by_driver.values() if self._jobs[job_id]["node_id"] == node_id]

@@ -102,9 +102,13 @@ class NodeLinks:
         """From now on the node is reached this way."""
         self._links[node_id] = NodeLink(deliver, peer)
 
-    def detach(self, node_id: bytes) -> None:
-        """The node is lost."""
-        if self._links.pop(node_id, None) is not None:
+    def expect(self, node_id: bytes) -> None:
+        """It was there before this head was started, and has as long as any other that is silent."""
+        self.heard(node_id)
+
+    def detach(self, node_id: bytes, *, expected: bool = False) -> None:
+        """The node is lost. ``expected``: it has never had a door here, but others may still count on it."""
+        if self._links.pop(node_id, None) is not None or expected:
             self._board.gone(node_id)
             self._news()
 

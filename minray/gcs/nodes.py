@@ -1,8 +1,8 @@
 """The machines of a cluster: who they are, what they have, whether they live, who takes an actor. Pure.
 
     unknown ──add──▶ ALIVE ──lost (connection, silence, leave)──▶ DEAD: fenced for ever
-                       ▲
-    restored (of an earlier life of the head) ──add──┘
+                       ▲                                            ▲
+    expected (of an earlier life of the head) ──add──┘ ──silence────┘
 
 Called by ``service`` when a node joins, reports or is lost, and by ``ActorTable`` through ``place``. A node keeps
 its row after its death, so that ``nodes()`` can show it; of the dead only the newest stay.
@@ -56,17 +56,33 @@ class NodeTable:
         self._nodes: dict[bytes, dict[str, Any]] = {}
         self._live: dict[bytes, Live] = {}  # in the order of joining
         self._index = NodeIndex()
-        self._restored: set[bytes] = set()
+        self._expected: set[bytes] = set()  # those who lived when an earlier life of the head ended
         self._heard: dict[bytes, float] = {}  # of those with a deadline; the longest silent first
         self._turn = 0
 
     def restore(self, rows: list[tuple[bytes, Row]]) -> None:
-        """Take over what an earlier life of the head had saved: nodes count as dead until they join again."""
+        """Take over what an earlier life of the head had saved: nodes are expected until they join again."""
         for node_id, (node,) in rows:
             if node["alive"]:
                 node = {**node, "alive": False, "death_reason": "has not joined this head again"}
-                self._restored.add(node_id)
+                self._expected.add(node_id)
             self._nodes[node_id] = node
+
+    def expected(self) -> list[bytes]:
+        """Those who lived when an earlier life of the head ended, and have not been heard of since."""
+        return sorted(self._expected)
+
+    def is_expected(self, node_id: bytes) -> bool:
+        """Whether it is one of those."""
+        return node_id in self._expected
+
+    def was_head(self, node_id: bytes) -> bool:
+        """Whether it lived in the process of the head: then it has ended with that."""
+        return bool(self._nodes[node_id].get("is_head"))
+
+    def strangers(self, seen: list[bytes]) -> list[bytes]:
+        """Those of them that neither live nor are expected."""
+        return [node_id for node_id in seen if node_id not in self._live and node_id not in self._expected]
 
     # --- joining, reporting, dying ----------------------------------------------------------------
 
@@ -81,13 +97,14 @@ class NodeTable:
             "node_name": info.get("node_name") or "",
             "resources": dict(info.get("resources") or {}),
             "labels": dict(info.get("labels") or {}),
+            "is_head": bool(info.get("is_head")),
             "pid": info.get("pid", 0),
             "start_time": info.get("start_time", 0.0),
             "joined": now,
             "alive": True,
             "death_reason": "",
         }
-        self._restored.discard(node_id)
+        self._expected.discard(node_id)
         self._nodes.pop(node_id, None)
         self._nodes[node_id] = node
         self._live[node_id] = Live(node["resources"], node["resources"], node["resources"])
@@ -102,7 +119,7 @@ class NodeTable:
         node = self._nodes.get(node_id)
         if node is None and again:
             return "this head does not know it: it is another one than the one that the node had joined"
-        if node is None or node["alive"] or node_id in self._restored:
+        if node is None or node["alive"] or node_id in self._expected:
             return None
         return str(node["death_reason"])
 
@@ -119,16 +136,19 @@ class NodeTable:
         return changed, bigger
 
     def lost(self, node_id: bytes, reason: str) -> tuple[bool, Effects]:
-        """A node is gone. False if it was not alive."""
-        if node_id not in self._live:
+        """A node is gone, or has not come again. False if it was neither alive nor expected."""
+        if node_id in self._live:
+            del self._live[node_id]
+            self._index.drop(node_id)
+        elif node_id in self._expected:
+            self._expected.discard(node_id)
+        else:
             return False, []
-        del self._live[node_id]
-        self._index.drop(node_id)
         self._heard.pop(node_id, None)
         dead = {**self._nodes.pop(node_id), "alive": False, "death_reason": reason}
         self._nodes[node_id] = dead  # last in the order: the dead are forgotten in the order of their deaths
         effects = [save(TABLE, node_id, (dead,))]
-        corpses = [key for key, node in self._nodes.items() if not node["alive"] and key not in self._restored]
+        corpses = [key for key, node in self._nodes.items() if not node["alive"] and key not in self._expected]
         for oldest in corpses[: max(0, len(corpses) - self._keep_dead)]:
             del self._nodes[oldest]
             effects.append(save(TABLE, oldest, None))
@@ -173,7 +193,8 @@ class NodeTable:
     def place(
         self, spec: Mapping[str, Any], actors_per_node: Mapping[bytes, int], avoid: bytes | None = None
     ) -> bytes | None:
-        """The node for an actor; None while there is no node at all. ``avoid``: where it was just refused.
+        """The node for an actor; None while there is no node at all, or only one that is expected may have it.
+        ``avoid``: where it was just refused.
 
         What no node can ever hold, or has the labels for, goes to its owner's node (or some other) all the same:
         that node warns, waits its grace for machines that join, and then reports it unschedulable. Raises
@@ -188,13 +209,17 @@ class NodeTable:
             wanted, is_soft = strategy[1], strategy[2]
             if wanted in self._live and (not is_soft or self._index.holds(wanted, request)):
                 return self._booked(bytes(wanted), request)
+            if not is_soft and wanted in self._expected:
+                return None
             if not is_soft:
                 raise Unplaceable(f"its scheduling strategy demands node {wanted.hex()}, which is not alive")
         elif kind == "labels":
             hard, soft = strategy[1] or {}, strategy[2] or {}
-        if len(self._live) <= 1:
+        if len(self._live) <= 1 and not self._expected:
             return next(iter(self._live), None)
         chosen = self._choose(request, hard, soft, actors_per_node, avoid)
+        if chosen is None and self._expected:
+            return None
         if chosen is None:
             home: bytes = spec["owner"][0]
             return home if home in self._live else next(iter(self._live))
@@ -283,10 +308,10 @@ class NodeTable:
         assert len(self._index) == len(living)
         for node_id, live in self._live.items():
             assert self._index.holds(node_id, live.totals)
-        assert self._heard.keys() <= living, "a dead node has a deadline"
+        assert self._heard.keys() <= living | self._expected, "a dead node has a deadline"
         assert list(self._heard.values()) == sorted(self._heard.values()), "deadlines are out of order"
-        assert self._restored <= self._nodes.keys() - living
-        assert len(self._nodes) - len(living) - len(self._restored) <= self._keep_dead
+        assert self._expected <= self._nodes.keys() - living
+        assert len(self._nodes) - len(living) - len(self._expected) <= self._keep_dead
 
 
 def sum_resources(parts: Any) -> dict[str, float]:

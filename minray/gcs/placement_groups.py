@@ -94,7 +94,7 @@ class PlacementGroupTable:
         self._removed: dict[bytes, None] = {}  # in the order of removal
         self._waiting: dict[int, Group] = {}  # by number and in its order: those that lack a bundle
         self._busy: set[bytes] = set()  # nodes of trials on several nodes
-        self._of_job: dict[bytes, dict[bytes, None]] = {}
+        self.of_job: dict[bytes, dict[bytes, None]] = {}  # groups that are not removed
         self._orphans: dict[bytes, None] = {}  # their job has ended; the actor that made them lives
         self._count = 0
         self._looked_at = -LOOK_S  # when reports of nodes were last considered
@@ -112,7 +112,7 @@ class PlacementGroupTable:
                 continue
             if group.name_key is not None:
                 self._names[group.name_key] = group_id
-            self._of_job.setdefault(spec["job_id"], {})[group_id] = None
+            self.of_job.setdefault(spec["job_id"], {})[group_id] = None
             for index, (node_id, _) in group.places.items():
                 self._ledger.hold(node_id, [group.bundles[index]], asked=False)
             if state != CREATED:
@@ -141,7 +141,7 @@ class PlacementGroupTable:
         self._groups[group.group_id] = group
         if key is not None:
             self._names[key] = group.group_id
-        self._of_job.setdefault(spec["job_id"], {})[group.group_id] = None
+        self.of_job.setdefault(spec["job_id"], {})[group.group_id] = None
         self._waiting[group.number] = group
         effects = self._try(group, now)
         warning = self._hopeless(group) if group.trial is None else None
@@ -291,7 +291,7 @@ class PlacementGroupTable:
     def job_finished(self, job_id: bytes, now: float) -> Effects:
         """A driver is gone, and with it its groups, but for detached ones and those of living detached actors."""
         effects: Effects = []
-        for group_id in list(self._of_job.get(job_id, ())):
+        for group_id in list(self.of_job.get(job_id, ())):
             group = self._groups[group_id]
             creator = group.spec.get("creator_actor")
             if group.detached:
@@ -519,10 +519,10 @@ class PlacementGroupTable:
             del self._names[group.name_key]
         self._waiting.pop(group.number, None)
         self._orphans.pop(group.group_id, None)
-        of_job = self._of_job[group.spec["job_id"]]
+        of_job = self.of_job[group.spec["job_id"]]
         del of_job[group.group_id]
         if not of_job:
-            del self._of_job[group.spec["job_id"]]
+            del self.of_job[group.spec["job_id"]]
         text = f"{group.what()} {reason}"
         release = ReleaseBundles(group.group_id, WHOLE_GROUP, text)
         effects = [self._saved(group), *(order(node_id, release) for node_id in nodes if node_id in self._ledger)]
@@ -592,7 +592,7 @@ class PlacementGroupTable:
         assert len(busy) == len(set(busy)), "two trials on several nodes share one"
         self._ledger.check_invariants(held)
         assert self._orphans.keys() <= living.keys()
-        assert sum(map(len, self._of_job.values())) == len(living), "the index of jobs is wrong"
+        assert sum(map(len, self.of_job.values())) == len(living), "the index of jobs is wrong"
 
 
 def _stays(group: Group, trial: Trial, now: float) -> bool:

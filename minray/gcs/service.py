@@ -4,7 +4,7 @@
 and what its node sends. Everything runs on the reactor's thread. What one reactor turn produces is gathered:
 the saves are committed once, then replies, updates and orders leave in the order in which they arose. So
 nothing is said that a restart of the head would deny (a head in memory dies with what it said, and commits
-later).
+later). If the tables cannot be written, no change is made until they can be: see ``_hold_back``.
 
     Router ──Requests──▶ GcsService ─┬─ tables (pure): nodes, actors, jobs, kv, deaths
     nodes ──Node reports──▶          └─ NodeLinks: doors to the nodes, deadlines, news
@@ -21,8 +21,10 @@ Requests of core workers (answers, errors by kind):
   ``kv_del(key, by_prefix, namespace)`` → count; ``kv_exists(key, namespace)``; ``kv_keys(prefix, namespace)``
 * ``nodes()``, ``jobs()``, ``cluster_resources()``, ``available_resources()``: as users see them, in floats
 * ``cluster_status()``: every node with what is free and what waits there, for tools; ``gcs_stats()``: counts
+* ``once(caller, floor, method, args)``: one of these that must not be done twice, see ``answers``
 
-Requests of nodes: ``add_node(info)`` → {heartbeat_s} (``again`` in it: it was in before, and has lost its connection),
+Requests of nodes: ``add_node(info)`` → {heartbeat_s, gone} (``again`` in it: it was in before, and has lost its
+connection; ``sees``: the other nodes that it knows, and ``gone`` are those of them that are not there any more),
 ``add_job(info)`` → {job_id, namespace}, ``finish_job(job_id)``, ``job_end(job_id)`` → True as soon as the job's driver
 is gone, ``leave(reason)``.
 
@@ -38,8 +40,9 @@ from typing import Any, Protocol
 
 from minray._base import log
 from minray._base.config import Config
-from minray.gcs import actors, jobs, kv, nodes, placement_groups
+from minray.gcs import actors, answers, jobs, kv, nodes, placement_groups
 from minray.gcs.actors import ActorError, ActorTable
+from minray.gcs.answers import AnswerTable
 from minray.gcs.deaths import WatchDesk, node_died
 from minray.gcs.effects import Effects
 from minray.gcs.group_requests import GROUP_METHODS, GroupRequests
@@ -47,6 +50,7 @@ from minray.gcs.jobs import JobTable
 from minray.gcs.kv import KvTable
 from minray.gcs.links import Deliver, NodeLink, NodeLinks, NodePeer, Scheduler, refuse
 from minray.gcs.nodes import NodeTable, sum_resources
+from minray.gcs.reunion import Inventory, reconcile
 from minray.gcs.tables import Tables, TablesError
 from minray.wire.messages import (
     ActorEnded,
@@ -64,13 +68,22 @@ from minray.wire.messages import (
 )
 
 FEW = 4  # messages of one turn
+UNWRITABLE_S = 1.0  # between two attempts to write what could not be written
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
 METHODS = GROUP_METHODS | frozenset(
     {
         "create_actor", "get_actor", "subscribe_actor", "unsubscribe_actor", "kill_actor",
         "actor_out_of_scope", "list_named_actors", "kv_put", "kv_get", "kv_del", "kv_exists", "kv_keys",
+        "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats", "once",
+    }
+)  # fmt: skip
+READS = frozenset(
+    {
+        "get_actor", "subscribe_actor", "unsubscribe_actor", "list_named_actors", "kv_get", "kv_exists", "kv_keys",
         "nodes", "jobs", "cluster_resources", "available_resources", "cluster_status", "gcs_stats",
+        "get_placement_group", "placement_group_bundles", "list_placement_groups", "wait_placement_group",
+        "unwait_placement_group",
     }
 )  # fmt: skip
 NODE_METHODS = frozenset({"add_node", "add_job", "finish_job", "job_end", "leave"})
@@ -121,6 +134,7 @@ class GcsService(GroupRequests):
         self._nodes = NodeTable()
         self._actors = ActorTable(self._place_actor)
         self._deaths = WatchDesk()
+        self._answers = AnswerTable()
         timeout_s = self._config.node_timeout_s
         self._now = now
         self._links = NodeLinks(reactor, self._nodes, now=now, timeout_s=timeout_s, lost=self.node_lost)
@@ -130,13 +144,29 @@ class GcsService(GroupRequests):
         self._peers: dict[int, Deliver] = {}
         self._next_number = 1
         self._refusals = log.LogBudget()
-        self._outbox: list[tuple[Deliver, Message]] = []
+        self._outbox: list[tuple[Deliver, Message, bool | None]] = []
+        self._held: list[tuple[Deliver, Message, bool | None]] = []  # until the tables can be written again
+        self._undo: list[Callable[[], None]] = []  # what this turn has created for core workers
+        self._unwritable: str | None = None  # why the last commit has failed
         self._flush_due = self._commit_due = self._ending = False
         self._kv.restore(tables.load(kv.TABLE))
         self._jobs.restore(tables.load(jobs.TABLE))
         self._nodes.restore(tables.load(nodes.TABLE))
         self._actors.restore(tables.load(actors.SPEC_TABLE), tables.load(actors.TABLE))
         self._groups.restore(tables.load(placement_groups.TABLE), now())
+        self._answers.restore(tables.load(answers.TABLE))
+
+    def recover(self) -> None:
+        """Go on where an earlier life of the head ended. Call it before any node joins: those that were there have
+        as long to come back as any that is silent, and the one that was in that head's process is gone."""
+        for node_id in self._nodes.expected():
+            if self._nodes.was_head(node_id):
+                self.node_lost(node_id, "the process of the head, in which it lived, has ended")
+            else:
+                self._links.expect(node_id)
+        for job_id in list(self._groups.of_job):
+            if not self._jobs.is_running(job_id):
+                self._groups_job_finished(job_id)
 
     # --- in: connections --------------------------------------------------------------------------
 
@@ -144,7 +174,8 @@ class GcsService(GroupRequests):
         """One of METHODS, asked by a core worker."""
         number = self._number_of(peer)
         if not self._must_wait(number, request):
-            self._post(self._peers[number], self._answer(request, number, METHODS))
+            reply = self._answer(request, number, METHODS)
+            self._post(self._peers[number], reply, request.method not in READS)
 
     def on_close(self, peer: Peer) -> None:
         """The connection is gone, and with it its subscriptions. (Deaths are told by nodes.)"""
@@ -229,7 +260,7 @@ class GcsService(GroupRequests):
 
     def _on_watch(self, asker: bytes, question: Watch) -> None:
         node_id = question.node_id
-        if self._nodes.is_alive(node_id):
+        if self._nodes.is_alive(node_id) or self._nodes.is_expected(node_id):
             self._do(self._deaths.watch(asker, question))
         else:
             cause = node_died(node_id, self._nodes.death_of(node_id))
@@ -239,8 +270,9 @@ class GcsService(GroupRequests):
         """A machine is gone: its drivers' jobs are over, its actors restart elsewhere."""
         if self._ending:
             return
+        was_expected = self._nodes.is_expected(node_id)
         known, effects = self._nodes.lost(node_id, reason)
-        self._links.detach(node_id)
+        self._links.detach(node_id, expected=was_expected)
         self._do(effects)
         if known:
             if not expected:
@@ -250,6 +282,8 @@ class GcsService(GroupRequests):
                 self._finish_job(job_id)
             self._do(self._actors.node_lost(node_id, reason))
             self._do(self._deaths.node_lost(node_id, reason))
+            if was_expected:  # who is bound to it has waited for it
+                self._do(self._actors.node_joined())
 
     def end(self, reason: str) -> None:
         """The head ends: so do the other nodes."""
@@ -257,7 +291,7 @@ class GcsService(GroupRequests):
         self._links.fence_all(f"the head of the cluster has ended: {reason}")
 
     def _process_died(self, message: Died) -> None:
-        self._do(self._deaths.died(message))
+        self._do(self._deaths.died(message) + self._answers.caller_died(message.worker_id))
         if message.cause.get("unknown"):  # an answer about somebody whom that node never knew
             return
         job_id = self._jobs.of_driver(message.worker_id)
@@ -273,6 +307,10 @@ class GcsService(GroupRequests):
         try:
             if request.method not in allowed:
                 raise ActorError("RaySystemError", f"the GCS has no method {request.method!r} for you")
+            if self._unwritable is not None and number and request.method not in READS:
+                raise ActorError("RaySystemError", self._unwritable)
+            if request.method == "once":
+                return self._once(request, number, allowed)
             handler = getattr(self, "_on_" + request.method)
             return Reply(request.request_id, True, handler(number, *request.args))
         except ActorError as error:
@@ -282,7 +320,17 @@ class GcsService(GroupRequests):
             text = f"the request {request.method} to the GCS is malformed: {type(error).__name__}: {error}"
             return Reply(request.request_id, False, ("RaySystemError", text))
 
+    def _once(self, request: Request, number: int, allowed: frozenset[str]) -> Reply:
+        """A request that must not be done twice, perhaps asked again because a head was killed: see ``answers``."""
+        caller, floor, method, args = request.args
+        reply = self._answers.recall(caller, request.request_id)
+        if reply is None:
+            reply = self._answer(Request(request.request_id, method, args), number, allowed - {"once"})
+            self._do(self._answers.note(caller, floor, reply))
+        return reply
+
     def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
+        is_new = self._actors.state_of(spec.get("actor_id", b"")) is None
         try:
             answer, effects = self._actors.create(spec, number)
         except ActorError as error:
@@ -292,6 +340,8 @@ class GcsService(GroupRequests):
                 log.warning("refused an actor of job %s: %s%s", spec.get("job_id", b"").hex(), error, more)
             raise
         self._do(effects)
+        if is_new and answer["created"]:
+            self._may_undo(lambda: self._do(self._actors.kill(spec["actor_id"], True)))
         return answer
 
     def _on_get_actor(self, number: int, name: str, namespace: str) -> dict[str, Any]:
@@ -356,11 +406,25 @@ class GcsService(GroupRequests):
         return {"actors": self._actors.counts(), "placement_groups": self._groups.counts(), **counts}
 
     def _on_add_node(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
+        node_id, told = info["node_id"], Inventory.of(info)
         self._do(self._nodes.add(info, self._wall()))
-        self._links.joined(info["node_id"])
+        self._links.joined(node_id)
         self._groups_node_joined(info)
+        self._reunite(node_id, told)
         self._do(self._actors.node_joined())
-        return {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
+        gone = self._nodes.strangers(list(told.sees))
+        terms = {"heartbeat_s": min(self._config.heartbeat_s, self._config.node_timeout_s / 4)}
+        return {**terms, "gone": gone} if gone else terms
+
+    def _reunite(self, node_id: bytes, told: Inventory) -> None:
+        """It may have been there in an earlier life of this head: who has died there since, who is asked for."""
+        for job_id in self._jobs.of_node(node_id):
+            if told.processes is not None and self._jobs.driver_of(job_id) not in told.processes:
+                self._finish_job(job_id)
+        self._do(reconcile(self._actors, node_id, told))
+        self._do(self._deaths.node_joined(node_id))
+        for question in told.watches:
+            self._on_watch(node_id, question)
 
     def _on_add_job(self, number: int, info: dict[str, Any]) -> dict[str, Any]:
         answer, effects = self._jobs.add(info, self._wall())
@@ -413,8 +477,9 @@ class GcsService(GroupRequests):
                     link.jobs.add(job_id)
                 self._post(link.deliver, Introduce(job_id, config))
 
-    def _post(self, deliver: Deliver, message: Message) -> None:
-        self._outbox.append((deliver, message))
+    def _post(self, deliver: Deliver, message: Message, write: bool | None = None) -> None:
+        """``write``: of a reply to a core worker, whether it says that something was changed."""
+        self._outbox.append((deliver, message, write))
         self._wake()
 
     def _wake(self) -> None:
@@ -426,28 +491,58 @@ class GcsService(GroupRequests):
         """The end of a turn: commit, then let everything leave."""
         self._flush_due = False
         self._groups_turn_ends()
-        outbox, self._outbox = self._outbox, []
         if self._tables.durable:
             try:
                 self._tables.commit()
             except TablesError as error:
-                log.exception("the tables of this head could not be written")
-                outbox = [(deliver, _refused(message, error)) for deliver, message in outbox]
+                self._hold_back(str(error))
+            else:
+                self._undo.clear()
+                self._outbox = self._held + self._outbox
+                self._held, self._unwritable = [], None
         elif self._tables.dirty and not self._commit_due:
             self._commit_due = True
             self._reactor.call_later(MEMORY_COMMIT_S, self._commit_memory)
+        outbox, self._outbox = self._outbox, []
         corked = self._cork(outbox) if len(outbox) > FEW else []
         try:
-            for deliver, message in outbox:
+            for deliver, message, _ in outbox:
                 deliver(message)
         finally:
             for peer in corked:
                 peer.uncork()
 
-    def _cork(self, outbox: list[tuple[Deliver, Message]]) -> list[Peer]:
+    def _cork(self, outbox: list[tuple[Deliver, Message, bool | None]]) -> list[Peer]:
         """Many messages: let those for one process leave in one piece, each write costs more than the message."""
-        to = {deliver for deliver, _ in outbox}
+        to = {deliver for deliver, _, _ in outbox}
         return [peer for peer, number in self._numbers.items() if self._peers[number] in to and peer.cork()]
+
+    def _hold_back(self, error: str) -> None:
+        """Nothing could be written (the disk is full, say). What follows from this turn waits until it can be; who
+        asked for a change is told that it was not made, and what was created is taken back; who only wants to know
+        something is told. Until then nothing more is changed for core workers: see ``_answer``.
+        """
+        if self._unwritable is None:
+            log.error("%s. Nothing is changed until that is over", error)
+        self._unwritable = error
+        undo, self._undo = self._undo, []
+        for step in undo:
+            step()
+        outbox, self._outbox = self._outbox, []
+        for deliver, message, write in outbox:
+            if write is None:
+                self._held.append((deliver, message, write))
+            elif write and isinstance(message, Reply) and message.ok:
+                refused = Reply(message.request_id, False, ("RaySystemError", error))
+                self._outbox.append((deliver, refused, write))
+            else:
+                self._outbox.append((deliver, message, write))
+        self._reactor.call_later(UNWRITABLE_S, self._wake)
+
+    def _may_undo(self, step: Callable[[], None]) -> None:
+        """How to take back what was just created, if it cannot be written."""
+        if self._tables.durable:
+            self._undo.append(step)
 
     def _commit_memory(self) -> None:
         self._commit_due = False
@@ -459,12 +554,8 @@ class GcsService(GroupRequests):
 
     def check_invariants(self) -> None:
         """Raise AssertionError where a table contradicts itself or the connections."""
-        for table in (self._kv, self._jobs, self._nodes, self._actors, self._groups, self._deaths, self._links):
+        tables = (self._kv, self._jobs, self._nodes, self._actors, self._groups, self._answers)
+        for table in (*tables, self._deaths, self._links):
             table.check_invariants()
         assert set(self._numbers.values()) == set(self._peers), "a connection without its number"
 
-
-def _refused(message: Message, error: TablesError) -> Message:
-    if isinstance(message, Reply) and message.ok:
-        return Reply(message.request_id, False, ("RaySystemError", str(error)))
-    return message

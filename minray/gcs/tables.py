@@ -10,6 +10,9 @@ power loss may cost the latest turns, but not the file. Without a path (a head t
 ends with its driver) it lives in memory, and a commit need not come before a reply: ``durable`` tells which.
 SQLite itself is loaded by the first commit or load, so that a head starts without it.
 
+A file is looked at as a whole when it is opened: one that is not ours, of another format, or damaged is refused, and
+never written to. It is locked for as long as it is open: no two heads share one.
+
 Invariant: after ``commit`` the database holds exactly the last row given for every key.
 """
 
@@ -19,12 +22,18 @@ from typing import TYPE_CHECKING
 
 from minray.gcs.effects import Row
 from minray.wire.codec import decode, encode
+from minray.wire.errors import WireError
 
 if TYPE_CHECKING:
     import sqlite3
 
-TABLES = ("nodes", "jobs", "actors", "actor_specs", "placement_groups", "kv")
-FORMAT = 1  # grows when rows change their shape
+TABLES = ("nodes", "jobs", "actors", "actor_specs", "placement_groups", "kv", "answers")
+FORMAT = 2  # grows when rows change their shape
+OURS = 0x6D696E72  # the file's application id
+
+
+LOCK_S = 0.5  # how long a head that is just ending may still hold its file
+FRESH = "start without --resume for a new cluster"
 
 
 class TablesError(Exception):
@@ -32,10 +41,16 @@ class TablesError(Exception):
 
 
 class Tables:
-    """One head's rows. Not thread-safe: the reactor's thread owns it."""
+    """One head's rows. Not thread-safe: the reactor's thread owns it.
 
-    def __init__(self, path: str | None = None) -> None:
+    Args:
+        path: the file; None: in memory.
+        resume: the file has to be there, with what an earlier head has written.
+    """
+
+    def __init__(self, path: str | None = None, *, resume: bool = False) -> None:
         self.path = path
+        self._resume = resume
         self._db: sqlite3.Connection | None = None
         self._dirty: dict[tuple[str, bytes], Row | None] = {}
 
@@ -85,8 +100,17 @@ class Tables:
             raise ValueError(f"no table {table!r}; there are {', '.join(TABLES)}")
         if self._db is None and not self.durable:
             return []
-        cursor = self._open().execute(f"SELECT key, row FROM {table} ORDER BY key")
-        return [(bytes(key), decode(row)) for key, row in cursor]
+        db = self._open()
+        import sqlite3
+
+        try:
+            rows = db.execute(f"SELECT key, row FROM {table} ORDER BY key").fetchall()
+        except sqlite3.Error as error:
+            raise TablesError(self._damaged(str(error))) from error
+        try:
+            return [(bytes(key), decode(row)) for key, row in rows]
+        except (WireError, TypeError) as error:
+            raise TablesError(self._damaged(f"a row of {table!r} is no row: {error}")) from error
 
     def close(self) -> None:
         """Commit what is left and close, in any case."""
@@ -106,28 +130,61 @@ class Tables:
             import sqlite3
 
             try:
-                db = sqlite3.connect(self.path or ":memory:")
+                db = sqlite3.connect(self.path or ":memory:", timeout=LOCK_S)
                 try:
                     self._set_up(db)
                 except BaseException:
                     db.close()
                     raise
             except sqlite3.Error as error:
-                raise TablesError(f"cannot open the head's tables {self._where()}: {error}") from error
+                raise TablesError(self._cannot_open(error)) from error
             self._db = db
         return self._db
 
+    def _cannot_open(self, error: sqlite3.Error) -> str:
+        import sqlite3
+
+        text = str(error)
+        if "locked" in text:
+            return f"the head's tables {self._where()} are in use: the head that they belong to still runs ({text})"
+        if type(error) is sqlite3.DatabaseError:  # no OperationalError: what is in the file is wrong
+            return self._damaged(text)
+        return f"cannot open the head's tables {self._where()}: {text}"
+
+    def _damaged(self, what: str) -> str:
+        return (
+            f"cannot open the head's tables {self._where()}: they are damaged, or no tables of minray ({what}). What "
+            f"they held is lost: {FRESH}"
+        )
+
     def _set_up(self, db: sqlite3.Connection) -> None:
         if self.durable:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._look_at(db)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found not in (0, FORMAT):
-            raise TablesError(
-                f"the head's tables {self._where()} have format {found}, this version of minray reads "
-                f"{FORMAT}: start with another file, or with the version that wrote it"
-            )
         with db:
             for table in TABLES:
                 db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, row BLOB NOT NULL)")
+            db.execute(f"PRAGMA application_id={OURS}")
             db.execute(f"PRAGMA user_version={FORMAT}")
+
+    def _look_at(self, db: sqlite3.Connection) -> None:
+        """Refuse a file that is not ours, before anything is written to it."""
+        (count,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (format_found,) = db.execute("PRAGMA user_version").fetchone()
+        (whose,) = db.execute("PRAGMA application_id").fetchone()
+        if not count and not whose and not format_found:
+            if self._resume:
+                raise TablesError(f"the head's tables {self._where()} are empty: {FRESH}")
+            return  # it has just been made
+        if whose != OURS:
+            raise TablesError(f"{self._where()} is a database of something else, not the head's tables: {FRESH}")
+        if format_found != FORMAT:
+            raise TablesError(
+                f"the head's tables {self._where()} have format {format_found}, this version of minray reads "
+                f"{FORMAT}: use the version that wrote them, or {FRESH}"
+            )
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise TablesError(self._damaged(verdict))

@@ -7,8 +7,11 @@ to live). The orders of the GCS are idempotent by (actor_id, incarnation).
 Where there are other nodes, an actor does not wait here for what another seems to have free: after a patience
 that doubles each time it is *bounced* (ActorEnded with the cause ``bounced``), and the GCS places it anew.
 
+An order for an incarnation that is known here already comes from a head that has lost what we said: it is told
+again what became of it. How the latest actors ended is remembered for such a head, too.
+
 Called by node.leases, of whose table it is a part; ``node.service`` asks for deadlines. Invariant: an incarnation
-is placed at most once, and exactly one ActorEnded follows each order that was not obeyed before.
+is placed at most once (but for bounces), and an ActorEnded follows each order.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray.node.demands import ActorPlacement, Demand, DemandKey
 from minray.node.worker_pool import Effect
-from minray.wire.messages import ActorEnded, StartActor
+from minray.wire.messages import ActorEnded, ActorStarted, StartActor
 
 if TYPE_CHECKING:
     from minray.node.leases import Lease, LeaseTable
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.5  # how long an actor waits here, the first time, if it could run elsewhere
 DOUBLINGS = 5
 REMEMBERED = 10_000  # actors whose last incarnation is kept, to recognise a repeated order
+ENDS = 500  # of these, how many with the cause of their end
 
 
 def _key(actor_id: bytes, incarnation: int) -> DemandKey:
@@ -39,6 +43,7 @@ class ActorPlacements:
         self._table = table
         self._demands: dict[tuple[bytes, int], Demand] = {}  # waiting or running
         self._seen: dict[bytes, int] = {}  # actor → newest incarnation ever ordered
+        self._ended: dict[bytes, tuple[int, dict[str, Any]]] = {}  # actor → its latest incarnation that ended, and how
         self._checks: list[tuple[float, bytes, int]] = []  # a heap: when to ask whether it had better go
         self._checked: set[tuple[bytes, int]] = set()  # who is in there
         self._parked = False  # somebody waits unchecked: there was no other node
@@ -46,8 +51,9 @@ class ActorPlacements:
     def place(self, msg: StartActor, now: float) -> list[Effect]:
         """An order of the GCS."""
         if self._seen.get(msg.actor_id, -1) >= msg.incarnation:
-            return []
+            return self._told_again(msg.actor_id, msg.incarnation)
         self._seen.pop(msg.actor_id, None)
+        self._ended.pop(msg.actor_id, None)
         self._seen[msg.actor_id] = msg.incarnation
         if len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]
@@ -75,6 +81,18 @@ class ActorPlacements:
         if not demand.leases and demand.missing > 0:
             self._check_later(actor, now)
         return effects
+
+    def _told_again(self, actor_id: bytes, incarnation: int) -> list[Effect]:
+        """What became of an order that was obeyed before."""
+        demand = self._demands.get((actor_id, incarnation))
+        if demand is None:
+            no, cause = self._ended.get(actor_id, (-1, {}))
+            known = cause if no == incarnation else {"text": "it ended here before this order came"}
+            return [("gcs", ActorEnded(actor_id, incarnation, known))]
+        assert demand.actor is not None
+        if demand.actor.started is None:
+            return []
+        return [("gcs", ActorStarted(actor_id, incarnation, *demand.actor.started))]
 
     def view_changed(self, now: float) -> None:
         """If this is not the only node any more, those that wait may have somewhere to go."""
@@ -130,6 +148,7 @@ class ActorPlacements:
         del self._demands[(actor.actor_id, actor.incarnation)]
         self._seen[actor.actor_id] = actor.incarnation - 1  # it may be sent here again
         cause = {"text": "what it needs is free on another node", "bounced": True}
+        self._remember(actor.actor_id, actor.incarnation, cause)
         return [("gcs", ActorEnded(actor.actor_id, actor.incarnation, cause))]
 
     def stop(
@@ -140,6 +159,7 @@ class ActorPlacements:
         if demand is None:
             if self._seen.get(actor_id, -1) < incarnation:
                 self._seen[actor_id] = incarnation  # the start that may still come is void
+                self._remember(actor_id, incarnation, {"text": reason, "intended": True})
             return []
         lease = self.lease(demand)
         if lease is not None:
@@ -160,7 +180,32 @@ class ActorPlacements:
         if self._demands.pop((actor.actor_id, actor.incarnation), None) is None:
             return []
         cause = {**cause, "intended": bool(cause.get("expected"))}
+        raised = actor.started[1] if actor.started is not None else None
+        kept = cause if raised is None else {**cause, "creation_error": raised}
+        self._remember(actor.actor_id, actor.incarnation, kept)
         return [("gcs", ActorEnded(actor.actor_id, actor.incarnation, cause))]
+
+    def _remember(self, actor_id: bytes, incarnation: int, cause: dict[str, Any]) -> None:
+        self._ended.pop(actor_id, None)
+        self._ended[actor_id] = (incarnation, cause)
+        if len(self._ended) > ENDS:
+            del self._ended[next(iter(self._ended))]
+
+    def started(self, message: ActorStarted) -> None:
+        """Its ``__init__`` has run, or raised."""
+        demand = self._demands.get((message.actor_id, message.incarnation))
+        actor = demand.actor if demand is not None else None
+        if actor is not None:
+            actor.started = (message.address, message.error)
+
+    def living(self) -> list[tuple[bytes, int, tuple[Any, Any] | None]]:
+        """(actor_id, incarnation, what it said when it had started) of those that wait or run here."""
+        found = ((key, demand.actor) for key, demand in self._demands.items())
+        return [(*key, actor.started) for key, actor in found if actor is not None]
+
+    def lately_ended(self) -> list[tuple[bytes, int, dict[str, Any]]]:
+        """(actor_id, incarnation, cause) of the latest ends, one per actor."""
+        return [(actor_id, no, cause) for actor_id, (no, cause) in self._ended.items()]
 
     def running(self) -> dict[bytes, bytes]:
         """actor_id → worker_id of those that have a worker."""

@@ -26,6 +26,7 @@ class DeathBook:
     def __init__(self, remembered: int = REMEMBERED) -> None:
         self._alive: dict[bytes, set[bytes]] = {}  # process → watchers
         self._elsewhere: dict[bytes, set[bytes]] = {}  # process of another node → watchers
+        self._home: dict[bytes, bytes] = {}  # of each of those: its node
         self._watches: dict[bytes, set[bytes]] = {}  # watcher → processes, here and elsewhere
         self._certificates: OrderedDict[bytes, Died] = OrderedDict()
         self._remembered = remembered
@@ -51,8 +52,9 @@ class DeathBook:
         died = self._certificates.get(worker_id)
         return died or Died(worker_id, -1, -1, -1, {"text": UNKNOWN, "unknown": True})
 
-    def watch_elsewhere(self, watcher: bytes, worker_id: bytes) -> bool:
-        """``watcher`` wants to know of a process of another node. Whether the GCS is to be asked."""
+    def watch_elsewhere(self, watcher: bytes, worker_id: bytes, node_id: bytes) -> bool:
+        """``watcher`` wants to know of a process of that other node. Whether the GCS is to be asked."""
+        self._home[worker_id] = node_id
         watchers = self._elsewhere.setdefault(worker_id, set())
         first = not watchers
         watchers.add(watcher)
@@ -62,6 +64,7 @@ class DeathBook:
     def told(self, message: Died) -> list[Effect]:
         """The GCS says that a process of another node has ended."""
         watchers = self._elsewhere.pop(message.worker_id, set())
+        self._home.pop(message.worker_id, None)
         for watcher in watchers:
             self._forget(watcher, message.worker_id)
         return [("send", watcher, message) for watcher in sorted(watchers)]
@@ -83,7 +86,7 @@ class DeathBook:
                 continue
             self._elsewhere[target].discard(worker_id)
             if not self._elsewhere[target]:
-                del self._elsewhere[target]
+                del self._elsewhere[target], self._home[target]
         return [("send", watcher, certificate) for watcher in sorted(watchers - {told, worker_id})]
 
     def _forget(self, watcher: bytes, worker_id: bytes) -> None:
@@ -93,6 +96,14 @@ class DeathBook:
             if not watched:
                 del self._watches[watcher]
 
+    def living(self) -> list[bytes]:
+        """The processes of this node."""
+        return list(self._alive)
+
+    def asked_elsewhere(self) -> list[tuple[bytes, bytes]]:
+        """(process, its node) of those elsewhere whose end somebody here waits for."""
+        return list(self._home.items())
+
     def certificate(self, worker_id: bytes) -> Died | None:
         """What is known of a dead process."""
         return self._certificates.get(worker_id)
@@ -101,6 +112,7 @@ class DeathBook:
         """Both directions agree."""
         assert not self._alive.keys() & self._elsewhere.keys()
         assert all(self._elsewhere.values())
+        assert self._elsewhere.keys() == self._home.keys()
         for target, watchers in (*self._alive.items(), *self._elsewhere.items()):
             for watcher in watchers:
                 assert target in self._watches.get(watcher, ()), (watcher, target)

@@ -35,7 +35,7 @@ class WorkerClass:
         return WorkerClass(self.job_id, tuple(sorted({**dict(self.env_vars), **env_vars}.items())))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ActorPlacement:
     """What a demand carries that places an actor instead of asking for a lease."""
 
@@ -43,6 +43,7 @@ class ActorPlacement:
     incarnation: int
     spec: dict[str, Any]
     lifetime_resources: Resources
+    started: tuple[Any, Any] | None = None  # its address, or what __init__ raised, once it has said so
 
 
 @dataclass(slots=True, eq=False)

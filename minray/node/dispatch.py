@@ -156,6 +156,7 @@ def _worker_name(node: NodeService, peer: Peer, message: m.WorkerName) -> None:
 def _actor_started(node: NodeService, peer: Peer, message: m.ActorStarted) -> None:
     if message.error is not None:
         node.workers.expect_end(peer.number, "its __init__ raised an exception")
+    node.table.actors.started(message)
     node.tell_gcs(message)
 
 

@@ -11,8 +11,12 @@ its reports, which are stale by then. A head that still runs has declared the no
 broke, and says so (Fenced); one that has come back with its tables takes the node in again. Another cluster's head
 at the same address does not: it knows nothing of what runs here.
 
+What a killed head may have lost is said again when the node joins again: its requests without an answer, with their
+numbers; and, in ``add_node``, all that its other messages were about as it is now (see ``inventory``), so that those
+which wait since before that moment are void.
+
 Invariants: ``add_node`` is the first message on each connection; after LOST nothing is sent, and ``lost`` is
-called once.
+called once; a request is answered once.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class GcsLink:
         deliver: what the GCS says.
         joined: the answer to ``add_node``.
         lost: there is no way back, and why.
-        held: the bundles of placement groups that this node has at this moment.
+        inventory: what this node has at this moment, for a head that has been started again.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class GcsLink:
         deliver: Callable[[Message], None],
         joined: Callable[[dict[str, Any]], None],
         lost: Callable[[str], None],
-        held: Callable[[], list[tuple[bytes, int]]] = list,
+        inventory: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
@@ -66,10 +70,11 @@ class GcsLink:
         self._deliver = deliver
         self._on_joined = joined
         self._on_lost = lost
-        self._held = held
+        self._inventory = inventory
         self._info: dict[str, Any] = {}
         self._conn: Connection | None = None
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[Any, ...]] = []  # but for requests
+        self._unanswered: dict[int, tuple[Any, ...]] = {}  # requests, in their order
         self._deadline = 0.0
         self._over = False
         self._ever = False  # it has been JOINED
@@ -90,10 +95,15 @@ class GcsLink:
 
     def send(self, message: Message) -> None:
         """To the GCS, now or when it is there again."""
+        if self._over:
+            return
+        raw = pack(message)
+        if isinstance(message, Request):
+            self._unanswered[message.request_id] = raw
         if self.joined and self._conn is not None:
-            self._conn.send(pack(message))
-        elif not self._over and not isinstance(message, NodeReport):
-            self._waiting.append(pack(message))
+            self._conn.send(raw)
+        elif not isinstance(message, (NodeReport, Request)):
+            self._waiting.append(raw)
 
     def leave(self, reason: str) -> None:
         """The node ends: say so, and be gone."""
@@ -109,8 +119,10 @@ class GcsLink:
             return
         self._conn = self._reactor.dial(self._endpoint, self._hello, self)
         self._conn.limit_silence(self._silence_s)
-        held = self._held()
-        info = {**self._info, "bundles": held} if held else self._info
+        info = self._info
+        if self._ever:
+            info = {**info, **self._inventory()}
+            self._waiting.clear()
         self._conn.send(pack(Request(JOIN_REQUEST, "add_node", (info,))))
 
     # -- the reactor's side --------------------------------------------------------------------------
@@ -127,6 +139,8 @@ class GcsLink:
             elif isinstance(message, Reply) and message.request_id == JOIN_REQUEST:
                 self._answered(conn, message)
             else:
+                if isinstance(message, Reply):
+                    self._unanswered.pop(message.request_id, None)
                 self._deliver(message)
 
     def _answered(self, conn: Connection, reply: Reply) -> None:
@@ -136,7 +150,7 @@ class GcsLink:
         self.joined = self._ever = True
         self._info = {**self._info, "again": True}  # for a head that is another one by then
         waiting, self._waiting = self._waiting, []
-        conn.send_many(waiting)
+        conn.send_many([*self._unanswered.values(), *waiting])
         self._on_joined(reply.value)
 
     def on_close(self, conn: Connection, error: WireError | None) -> None:
@@ -157,6 +171,7 @@ class GcsLink:
         self._over = True
         self.joined = False
         self._waiting.clear()
+        self._unanswered.clear()
         if self._conn is not None:
             self._conn.close()
         self._on_lost(reason)

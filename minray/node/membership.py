@@ -41,12 +41,17 @@ class Membership:
         self._told_at = 0.0
         self._due: Timer | None = None
 
-    def joined(self, heartbeat_s: float) -> None:
-        """The GCS knows this node, and wants to hear of it so often."""
+    def joined(self, heartbeat_s: float, gone: list[bytes]) -> None:
+        """The GCS knows this node, perhaps again, and wants to hear of it so often. ``gone``: nodes that it had
+        better forget."""
         first = not self._heartbeat_s
         self._heartbeat_s = heartbeat_s
         if first:
             self._beat()
+        else:
+            self._report()  # a head that was started again knows nothing of what is free here
+        if gone:
+            self.on_view(ClusterView([], gone))
 
     def _beat(self) -> None:
         if self._node.ending is None:

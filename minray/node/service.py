@@ -262,14 +262,14 @@ class NodeService:
             "node_name": self._offer.get("node_name"),
             "resources": self.totals,
             "labels": self.labels,
-            "bundles": self.table.bundles.held(),
+            "is_head": self.is_head,
             "pid": os.getpid(),
         }
 
     def joined(self, terms: dict[str, Any]) -> None:
         """The GCS has taken this node in."""
         if self.membership is not None:
-            self.membership.joined(terms["heartbeat_s"])
+            self.membership.joined(terms["heartbeat_s"], terms.get("gone") or [])
 
     def _make_launcher(self, events: WorkerProcesses) -> Launcher:
         session = self._session
@@ -419,7 +419,7 @@ class NodeService:
         """``watcher`` (a process of this node, or the node itself) wants to hear of a process's end."""
         if question.node_id in (b"", self.node_id):
             self.do(self.deaths.watch(watcher, question.worker_id))
-        elif self.deaths.watch_elsewhere(watcher, question.worker_id):
+        elif self.deaths.watch_elsewhere(watcher, question.worker_id, question.node_id):
             self._gcs_send(question)
 
     def available(self) -> dict[str, int]:

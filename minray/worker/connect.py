@@ -20,7 +20,6 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from minray._base.config import Config
 from minray._base.process import own_identity
 from minray.exceptions import RaySystemError
 from minray.wire.errors import WireError
@@ -144,7 +143,7 @@ class Driver(CoreWorker):
             found = (found | set(self._nodes)) - {self.node_id}
         if not found:
             return []
-        known = self.request(self.gcs_link, "nodes", (), LAST_LINES_S)
+        known = self.ask_gcs("nodes", timeout=LAST_LINES_S)
         doors = {bytes.fromhex(node["NodeID"]): node["RayletSocketName"] for node in known if node["Alive"]}
         with self.lock:
             return [self._other_node(node_id, doors[node_id]) for node_id in found & doors.keys()]
@@ -164,7 +163,7 @@ class Driver(CoreWorker):
 def start_driver(options: InitOptions) -> Driver:
     """What ``init()`` makes. RaySystemError or ConnectionError if there is no session to be had."""
     address = options.address or _latest(options)
-    cluster = _launch(options) if address is None else _find(options.config, address)
+    cluster = _launch(options) if address is None else _find(options, address)
     try:
         config = cluster.agreed(options.config)
         reactor = Reactor.configured(
@@ -193,10 +192,10 @@ def _latest(options: InitOptions) -> str | None:
     return address
 
 
-def _find(config: Config, address: str) -> JoinedCluster:
+def _find(options: InitOptions, address: str) -> JoinedCluster:
     from minray.worker.joined import find_cluster  # a session of one's own starts without it
 
-    return find_cluster(config, address)
+    return find_cluster(options.config, address, options.node_id)
 
 
 def _launch(options: InitOptions) -> LocalCluster:

@@ -12,13 +12,13 @@ them to be checked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from minray._base import log
 from minray._base.groups import ANY_BUNDLE, GONE, READY_TASK, GroupTarget, different
-from minray.exceptions import ActorPlacementGroupRemoved, RaySystemError, TaskPlacementGroupRemoved
-from minray.wire.messages import Request, pack
-from minray.worker.link import LOST, Answer
+from minray.exceptions import ActorPlacementGroupRemoved, TaskPlacementGroupRemoved
+from minray.worker.link import Answer
 from minray.worker.waiting import WaitOps
 
 CREATE, REMOVE = "create_placement_group", "remove_placement_group"
@@ -82,9 +82,9 @@ class GroupOps(WaitOps):
         """See the contract. What can be refused (a name) or must outlive this process is waited for; the rest is
         only sent: whatever else this process asks of the GCS comes after it."""
         if spec["name"] or spec["lifetime"] is not None:
-            warn_of(self.request(self.gcs_link, CREATE, (spec,), None))
+            warn_of(self.ask_gcs(CREATE, spec))
             return None
-        made, _ = self._ask_gcs(_Unawaited(), CREATE, spec)
+        made, _ = self.begin_gcs(CREATE, (spec,), _Unawaited())
 
         def settle() -> None:
             self._await_order(made)
@@ -93,22 +93,10 @@ class GroupOps(WaitOps):
 
         return settle
 
-    def _ask_gcs(self, answer: Answer, method: str, *args: Any) -> tuple[Answer, int]:
-        """Send a request, and do not wait: the Answer that will hear of it, and its number."""
-        with self.lock:
-            if self.closed or self.gcs_link.closed:
-                raise RaySystemError(LOST)
-            self._request_no += 1
-            number = self._request_no
-            self._answers[number] = answer
-            self.leave()
-            self.gcs_link.send(pack(Request(number, method, args)))
-        return answer, number
-
     def _await_order(self, answer: Answer) -> None:
         """Until the GCS has answered this one: it answers in order."""
         if not answer.done:
-            self.request(self.gcs_link, "list_placement_groups", (b"",), None)
+            self.ask_gcs("list_placement_groups", b"")
 
     def settle_removals(self) -> None:
         """Until the groups that this process has removed are: before it asks what is free."""
@@ -120,26 +108,22 @@ class GroupOps(WaitOps):
     def wait_for_group(self, group_id: bytes, timeout: float | None) -> bool:
         """See the contract."""
         self.must_not_wait("PlacementGroup.wait()")
-        answer, number = self._ask_gcs(Answer(), "wait_placement_group", group_id)
-        try:
-            done = self.wait_in_user_code(self.reactor.wait, answer, timeout)
-        finally:
+        answer, number = self.begin_gcs("wait_placement_group", (group_id,))
+        wait = partial(self.wait_in_user_code, self.reactor.wait, answer, timeout)
+        if not self.wait_for(answer, number, wait):
             with self.lock:
-                self._answers.pop(number, None)
-        if not done:
-            self.tell_gcs("unwait_placement_group", group_id, number)
+                self.tell_gcs("unwait_placement_group", group_id, number)
             return False
-        if answer.ok:
-            return True
-        raise self.named_error(*answer.value)
+        self.value_of(answer)
+        return True
 
     def remove_group(self, group_id: bytes, *, wait: bool) -> Callable[[], None] | None:
         """See the contract."""
         settle = None
         if wait:
-            self.request(self.gcs_link, REMOVE, (group_id,), None)
+            self.ask_gcs(REMOVE, group_id)
         else:
-            last = self._removal = self._ask_gcs(_Unawaited(), REMOVE, group_id)[0]
+            last = self._removal = self.begin_gcs(REMOVE, (group_id,), _Unawaited())[0]
 
             def settle() -> None:
                 self._await_order(last)

@@ -57,6 +57,7 @@ class InitOptions:
     metadata: dict[str, str] = field(default_factory=dict)
     node_name: str | None = None
     node_ip_address: str | None = None
+    node_id: str | None = None  # of the node through which to join (hexadecimal), where several are on this machine
     log_to_driver: bool = True
     local_mode: bool = False
 
@@ -108,6 +109,7 @@ class InitOptions:
             metadata=_str_dict("metadata", job.get("metadata")),
             node_name=said.get("_node_name"),
             node_ip_address=said.get("_node_ip_address"),
+            node_id=said.get("_node_id"),
             log_to_driver=config.log_to_driver,
             local_mode=bool(said.get("local_mode", False)),
         )
@@ -117,7 +119,7 @@ _KEYWORDS = frozenset(
     {
         "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "job_config",
         "log_to_driver", "namespace", "runtime_env", "_node_ip_address", "_memory", "_temp_dir",
-        "_system_config", "_node_name",
+        "_system_config", "_node_name", "_node_id",
     }
 )  # fmt: skip
 _SETTINGS = frozenset(f.name for f in fields(Config))

@@ -72,15 +72,15 @@ class JoinedCluster:
         self.stop()
 
 
-def find_cluster(config: Config, said: str) -> JoinedCluster:
-    """The cluster whose head is at ``said`` ("host:port"), or that "auto" means.
+def find_cluster(config: Config, said: str, node_id: str | None = None) -> JoinedCluster:
+    """The cluster whose head is at ``said`` ("host:port"), or that "auto" means; ``node_id``: through that node of it.
 
     Raises:
         ConnectionError: no node of it is here; the text says whether its head answers, and the way out.
         ValueError: this is no address.
     """
     address = meant(config, said)
-    nodes = nodes_here(config, address)
+    nodes = [node for node in nodes_here(config, address) if node_id in (None, node.node_id)]
     if not nodes:
         raise ConnectionError(
             f"no running cluster can be reached at address={address!r}: this machine has no node of it that "

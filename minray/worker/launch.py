@@ -36,17 +36,17 @@ from minray._base.child_code import child_code
 from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
-from minray.store.remains import remove_session
+from minray.store.remains import remove_session, remove_tree
 from minray.wire.codec import encode
 from minray.wire.secret import make_token, token_of
-from minray.wire.transports import nearest
+from minray.wire.transports import nearest, split_tcp
 from minray.worker import session_folder
 from minray.worker.endpoints import listen
+from minray.worker.head_folder import HeadRecord, make_head_folder, record_of, sweep_heads, tables_in
 from minray.worker.session_folder import LOGS, SessionInfo
 
 KILL_WAIT_S = 1.0
 END_WAIT_S = 0.5
-TABLES = "gcs.sqlite"  # of a head that stays
 
 # ``-S``: no site module, so a start does not wait for what is installed; hence the folders in argv.
 # argv: the session's folder (each can clear up if the driver is killed before it has said more), then those.
@@ -71,6 +71,7 @@ class LocalCluster:
     daemon: subprocess.Popen[bytes]
     zygote: subprocess.Popen[bytes] | None
     _log_fd: int  # of the daemon's log: readable even when the folder is gone
+    head: HeadRecord | None = None  # of a head that others may join
     _pid: int = field(default_factory=os.getpid)
 
     @property
@@ -87,8 +88,9 @@ class LocalCluster:
         """The settings of a driver that has started it with ``config``: the same."""
         return config
 
-    def stop(self, timeout: float = 2.0) -> None:
-        """End the session: ask, wait up to ``timeout`` seconds, then clean what is left."""
+    def stop(self, timeout: float = 2.0, *, keep_tables: bool = False) -> None:
+        """End the session: ask, wait up to ``timeout`` seconds, then clean what is left. ``keep_tables``: what a
+        killed head has left, for one that goes on."""
         if os.getpid() != self._pid:
             return
         self.hang_up()
@@ -100,6 +102,8 @@ class LocalCluster:
             _kill(self.zygote)
         if os.path.isdir(self.session_dir):
             remove_session(self.session_dir)
+        if self.head is not None and not keep_tables:
+            remove_tree(self.head.folder)
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
@@ -167,6 +171,8 @@ def launch(
     stays: bool = False,
     cluster: Mapping[str, Any] | None = None,
     gcs: Mapping[str, Any] | None = None,
+    resumable: bool = False,
+    resume: HeadRecord | None = None,
 ) -> LocalCluster:
     """Start a head with a node on this machine, or a node that joins another's head.
 
@@ -179,6 +185,8 @@ def launch(
             are none.
         gcs: the head to join, as ``{"endpoint": "tcp:host:port", "token": bytes}``; None: this is one. Needs
             ``cluster``.
+        resumable: what a killed head leaves is kept for whoever asks for it; else only while this process lives.
+        resume: a head that was killed: this one goes on with its tables and its secret, where that was reached.
 
     Returns at once: whether the node could join, the head says (``nodes``), or the node by its end.
 
@@ -192,19 +200,41 @@ def launch(
 
         Tls(*config.tls)  # told here, rather than in the log of a process that ends
     root = session_folder.user_folder(config)
-    if gcs is not None:
-        token: bytes = gcs["token"]
+    if resume is not None:
+        token: bytes = resume.token()
+        cluster = {"host": resume.host, "port": resume.port}
+    elif gcs is not None:
+        token = gcs["token"]
     else:
         token = (token_of(config) if cluster is not None else None) or make_token()
     info = session_folder.make_session(root, None if stays else own_identity(), token)
     try:
         with _standard_descriptors():
-            made = _start(config, dict(node or {}), info, token, stays=stays, cluster=cluster, gcs=gcs)
+            if cluster is not None and gcs is None:
+                folder = resume.folder if resume is not None else make_head_folder(root, info, token)
+                info = replace(info, head_folder=folder)
+            made = _start(config, dict(node or {}), info, token, cluster=cluster, gcs=gcs, resume=resume is not None)
     except BaseException:
         remove_session(info.folder)
+        if resume is None and info.head_folder:
+            remove_tree(info.head_folder)
         raise
+    if made.info.head_folder:
+        made.head = _record(made.info, resume, resumable)
+        sweep_heads(root)
     session_folder.sweep_dead(root)  # while the new processes load
     return made
+
+
+def _record(info: SessionInfo, resume: HeadRecord | None, resumable: bool) -> HeadRecord:
+    """Say whose the head's folder is now."""
+    if resume is not None:
+        record = resume.of(info)
+    else:
+        host, port = split_tcp(info.gcs.removeprefix("tcp:"))
+        record = record_of(info.head_folder, host, port, info, own_identity() if not resumable else None)
+    record.write()
+    return record
 
 
 @contextlib.contextmanager
@@ -226,9 +256,9 @@ def _start(
     info: SessionInfo,
     token: bytes,
     *,
-    stays: bool,
     cluster: Mapping[str, Any] | None,
     gcs: Mapping[str, Any] | None,
+    resume: bool,
 ) -> LocalCluster:
     listeners, endpoint = listen(config, info.folder, cluster)
     info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None, tls=config.tls)
@@ -262,11 +292,13 @@ def _start(
             "node": node,
             "cluster": dict(cluster) if cluster is not None else None,
             "gcs": dict(gcs) if gcs is not None else None,
-            "tables": os.path.join(info.folder, TABLES) if stays and gcs is None else None,
+            "head_folder": info.head_folder,
+            "resume": resume,
+            "tables": tables_in(info.head_folder) if info.head_folder else None,
             "python_flags": _interpreter_flags(),
             "sys_path": [os.path.abspath(path) for path in sys.path],
         }
-        _send_boot(daemon, encode((boot,)), close=stays)
+        _send_boot(daemon, encode((boot,)), close=info.driver is None)
     except BaseException:
         if zygote is not None:
             _kill(zygote)

@@ -53,16 +53,14 @@ from minray.wire.messages import (
 from minray.wire.reactor import Connection, Reactor, Waiter
 from minray.wire.transports import nearest
 from minray.worker.core import Core
+from minray.worker.gcs_line import GcsLine
 from minray.worker.tasks import STORED
 
 log = logging.getLogger("minray")
 
 FEW = 4096
+AWAY_S = 0.5  # how often is looked whether a head that was away is back
 LOST = "the session is over: its node process is gone or shutdown() was called"
-
-
-class UnansweredError(RaySystemError):
-    """Nobody has answered a request in time."""
 
 
 class Answer(Waiter):
@@ -96,7 +94,7 @@ class Link:
         self.exiting = False  # the interpreter is: daemon threads that wait here stay asleep
         self.core: Core = None  # type: ignore[assignment]  # made by ``start``
         self.node: Connection = None  # type: ignore[assignment]
-        self.gcs_link: Connection = None  # type: ignore[assignment]
+        self.gcs_line: GcsLine = None  # type: ignore[assignment]
         self.store: Any = None
         self.clustered = False  # there may be other nodes
         self.env_vars: dict[str, str] = {}  # a worker's: what it was given, and what it creates inherits
@@ -170,6 +168,8 @@ class Link:
         with self.lock:
             if conn is self.node:
                 self.on_node_lost(error)
+            elif self.gcs_line is not None and conn is self.gcs_line.conn:
+                self.gcs_line.on_close(error)
             elif conn in self._nodes.values():
                 node_id = self._node_of(conn)
                 del self._nodes[node_id]
@@ -316,6 +316,9 @@ class Link:
 
     def _on_timer(self, what: str, number: int) -> None:
         with self.lock:
+            if what == "actor" and self.gcs_line.away:  # what became of it, only the head can say
+                self.reactor.call_later(AWAY_S, partial(self._on_timer, what, number))
+                return
             self.core.on_timer(what, number, monotonic())
             self.leave()
 
@@ -328,17 +331,67 @@ class Link:
         with self.lock:
             if self.closed or conn.closed:
                 raise RaySystemError(LOST)
-            self._request_no += 1
-            number = self._request_no
-            self._answers[number] = answer
-            self.leave()
+            number = self._expect(answer)
             conn.send(pack(Request(number, method, args)))
+        if not self.wait_for(answer, number, partial(self.reactor.wait, answer, timeout)):
+            raise RaySystemError(f"no answer to {method} within {timeout} s")
+        return self.value_of(answer)
+
+    def ask_gcs(self, method: str, *args: Any, timeout: float | None = None) -> Any:
+        """Call the GCS and wait: for so many seconds, or as long as a head that lives may take to answer and one that
+        was killed to be started again. Raises as ``request`` does, and RaySystemError if the head hangs."""
+        self.must_not_wait(method)
+        answer, number = self.begin_gcs(method, args)
+        limit = self.config.gcs_answer_s if timeout is None else timeout
+
+        def wait() -> bool:
+            while not self.reactor.wait(answer, limit):
+                if timeout is not None or not self.gcs_line.away:
+                    return False
+            return True
+
+        if not self.wait_for(answer, number, wait):
+            head = "the head of the cluster" if self.clustered else "the head process"
+            raise RaySystemError(
+                f"no answer to {method} within {limit} s: {head} hangs, is overrun, or is cut off. It may be there "
+                "again later (MINRAY_GCS_ANSWER_S says how long to wait)"
+            )
+        return self.value_of(answer)
+
+    def begin_gcs(
+        self, method: str, args: tuple[Any, ...], answer: Answer | None = None
+    ) -> tuple[Answer, int]:
+        """Ask the GCS; ``wait_for`` the answer."""
+        answer = answer or Answer()
+        with self.lock:
+            if self.closed or (self.gcs_line.conn is self.node and self.node.closed):
+                raise RaySystemError(LOST)
+            problem = self.gcs_line.problem()
+            if problem is not None:
+                raise RaySystemError(problem)
+            number = self._expect(answer)
+            self.gcs_line.ask(number, method, args)
+        return answer, number
+
+    def _expect(self, answer: Answer) -> int:
+        """The number of the next request. Under the lock: what was left to do goes first."""
+        self._request_no += 1
+        self._answers[self._request_no] = answer
+        number = self._request_no
+        self.leave()
+        return number
+
+    def wait_for(self, answer: Answer, number: int, wait: Callable[[], bool]) -> bool:
+        """Whether it came; however the wait ends, nobody waits for it any more."""
         try:
-            if not self.reactor.wait(answer, timeout):
-                raise UnansweredError(f"no answer to {method} within {timeout} s")
+            return wait()
         finally:
             with self.lock:
-                self._answers.pop(number, None)
+                if self._answers.pop(number, None) is not None:
+                    self.gcs_line.answered(number)
+
+    def value_of(self, answer: Answer) -> Any:
+        """What the Reply says. Raises the error that it names."""
         if answer.ok:
             return answer.value
         raise self.named_error(*answer.value)
@@ -354,20 +407,41 @@ class Link:
             return cls(text)
         return RaySystemError(f"{kind}: {text}")
 
-    def ask_gcs(self, method: str, *args: Any) -> Any:
-        """``request`` for what the GCS answers at once, if it lives. RaySystemError also if it hangs."""
-        try:
-            return self.request(self.gcs_link, method, args, self.config.gcs_answer_s)
-        except UnansweredError as error:
-            head = "the head of the cluster" if self.clustered else "the head process"
-            raise RaySystemError(
-                f"{error.client_exc}: {head} hangs, is overrun, or is cut off. It may be there again later "
-                "(MINRAY_GCS_ANSWER_S says how long to wait)"
-            ) from None
-
     def tell_gcs(self, method: str, *args: Any) -> None:
         """One way: nobody waits for the answer."""
-        self.gcs_link.send(pack(Request(0, method, args)))
+        self._request_no += 1
+        self.gcs_line.ask(self._request_no, method, args)
+
+    # -- what the line to the GCS needs --------------------------------------------------------------
+
+    def dial_gcs(self, endpoint: str) -> Connection:
+        """A connection to the head."""
+        conn = self.reactor.dial(endpoint, self.hello, self)
+        conn.limit_silence(self.config.node_timeout_s)
+        return conn
+
+    def call_later(self, delay_s: float, fn: Callable[[], None]) -> None:
+        """``fn`` under the lock, after so many seconds."""
+
+        def call() -> None:
+            with self.lock:
+                fn()
+                self.leave()
+
+        self.reactor.call_later(delay_s, call)
+
+    def subscriptions(self) -> list[bytes]:
+        """The actors whose fate we want to hear of."""
+        return [actor.actor_id for actor in self.core.calls.actors.values() if actor.state != "DEAD"]
+
+    def give_up_on(self, numbers: list[int], text: str) -> None:
+        """Whoever waits for these answers waits no more."""
+        for number in numbers:
+            answer = self._answers.pop(number, None)
+            if answer is not None:
+                self.gcs_line.answered(number)
+                answer.value = (RaySystemError.__name__, text)
+                self.reactor.notify(answer)
 
     def must_not_wait(self, what: str) -> None:
         """A finalizer that the collector runs inside the runtime may not wait there: RaySystemError."""
@@ -377,7 +451,10 @@ class Link:
                 "it would wait for itself. Call it from ordinary code"
             )
 
-    def _on_reply(self, _conn: Connection, msg: Reply) -> None:
+    def _on_reply(self, conn: Connection, msg: Reply) -> None:
+        if conn is self.gcs_line.conn:
+            self.gcs_line.answered(msg.request_id)
+            self.gcs_line.on_reply()
         answer = self._answers.pop(msg.request_id, None)
         if answer is not None:
             answer.ok, answer.value = msg.ok, msg.value

@@ -40,6 +40,7 @@ from minray.worker import errors
 from minray.worker.actors import ActorOps
 from minray.worker.contract import ActorRecord, TaskContext
 from minray.worker.core import Core
+from minray.worker.gcs_line import GcsLine
 from minray.worker.running import RUNNING, Running
 
 
@@ -113,9 +114,8 @@ class CoreWorker(ActorOps):
             lineage_bytes=config.lineage_bytes if self.clustered else None,
         )
         self.core.owner.clustered = self.clustered
-        self.gcs_link = self.node
-        if msg.gcs_endpoint != self.node.endpoint:
-            self.gcs_link = self.reactor.dial(msg.gcs_endpoint, self.hello, self)
+        elsewhere = msg.gcs_endpoint if msg.gcs_endpoint != self.node.endpoint else None
+        self.gcs_line = GcsLine(self, self.node, elsewhere, config.gcs_reconnect_s)
         self.store = StoreClient(
             segments.from_spec(msg.session["segment_dir"]),
             node_id=msg.node_id,

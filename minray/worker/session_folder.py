@@ -53,6 +53,7 @@ class SessionInfo:
     node_id: str = ""  # hexadecimal
     worker_ports: str | None = None  # see Config: drivers of the machine keep to it, too
     tls: tuple[str, str, str] | None = None  # its files (see Config.tls), which all processes of the machine use
+    head_folder: str = ""  # of a head that others may join: see worker.head_folder
 
     @property
     def prefix(self) -> str:
@@ -78,6 +79,7 @@ class SessionInfo:
         lines += [f"gcs {self.gcs}"] * bool(self.gcs) + [f"role {'head' if self.is_head else 'node'}"]
         lines.append(f"node_id {self.node_id}")
         lines += [f"worker_ports {self.worker_ports}"] * bool(self.worker_ports)
+        lines += [f"head_folder {self.head_folder}"] * bool(self.head_folder)
         if self.tls is not None:
             lines.append(f"tls {' '.join(os.fsencode(path).hex() for path in self.tls)}")  # paths may hold anything
         for role in _ROLES:
@@ -115,6 +117,7 @@ class SessionInfo:
             node_id=said.get("node_id", ""),
             worker_ports=said.get("worker_ports"),
             tls=(files[0], files[1], files[2]) if len(files) == 3 else None,
+            head_folder=said.get("head_folder", ""),
             **lives,
         )
 
@@ -196,20 +199,20 @@ def sweep_dead(root: str, limit: int = 20) -> list[str]:
         if len(removed) == limit:
             break
         folder = os.path.join(root, name)
-        if not name.startswith((_NEW, "s_")) or not _is_ours(folder):
+        if not name.startswith((_NEW, "s_")) or not is_ours(folder):
             continue
         if name.startswith(_NEW):
             dead = _age(folder) > _YOUNG_S
         else:
             info = SessionInfo.read(folder)
-            dead = _is_dead(info, place) if info is not None else _age(folder) > _YOUNG_S
+            dead = is_dead(info.place, place, info.lives()) if info is not None else _age(folder) > _YOUNG_S
         if dead:
             remove_session(folder)
             removed.append(folder)
     return removed
 
 
-def _is_ours(folder: str) -> bool:
+def is_ours(folder: str) -> bool:
     """A root that was named by hand may have sessions of several users."""
     try:
         return not hasattr(os, "geteuid") or os.lstat(folder).st_uid == os.geteuid()
@@ -224,11 +227,12 @@ def _age(folder: str) -> float:
         return 0.0
 
 
-def _is_dead(info: SessionInfo, place: str) -> bool:
-    if info.place == place:
-        return not any(is_alive(*life) for life in info.lives())
+def is_dead(recorded: str, place: str, lives: tuple[tuple[int, float], ...]) -> bool:
+    """Whether none of these lives, that were recorded at one place, is there any more, as far as can be seen here."""
+    if recorded == place:
+        return not any(is_alive(*life) for life in lives)
     # Another container on this machine may be alive; the same host after a reboot is not.
-    host, boot, _ = info.place.split("/", 2)
+    host, boot, _ = recorded.split("/", 2)
     here, this_boot, _ = place.split("/", 2)
     return host == here and boot != this_boot
 
@@ -244,7 +248,7 @@ def find_sessions(config: Config) -> list[SessionInfo]:
     found = []
     for name in names:
         folder = os.path.join(root, name)
-        info = SessionInfo.read(folder) if name.startswith("s_") and _is_ours(folder) else None
+        info = SessionInfo.read(folder) if name.startswith("s_") and is_ours(folder) else None
         if info is not None and info.place == place and info.daemon is not None and is_alive(*info.daemon):
             found.append(info)
     return sorted(found, key=lambda info: info.created, reverse=True)

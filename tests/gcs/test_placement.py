@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minray.gcs.nodes import NodeTable
+from minray.gcs.nodes import NodeTable, Unplaceable
 from minray.wire.messages import NodeReport
 
 CPU = {"CPU": 10_000}
@@ -141,6 +141,29 @@ def test_of_an_earlier_life_only_the_living_may_return() -> None:
     assert again.why_fenced(name(0)) == "gone" and again.why_fenced(name(1)) is None
     again.add({"node_id": name(1)}, now=1.0)
     again.check_invariants()
+
+
+def test_what_only_an_expected_node_may_have_waits_for_it() -> None:
+    first, rows = NodeTable(), {}
+    for number, cpus, head in ((0, 1, True), (1, 4, False)):
+        info = {"node_id": name(number), "resources": {"CPU": cpus * 10_000}, "is_head": head}
+        rows.update((key, row) for _, _, key, row in first.add(info, 1.0))
+    table = NodeTable()
+    table.restore(list(rows.items()))
+    assert table.expected() == [name(0), name(1)] and table.was_head(name(0)) and not table.was_head(name(1))
+    large, bound = spec(placement_resources={"CPU": 40_000}), spec(strategy=("affinity", name(1), False))
+    assert [table.place(one, {}) for one in (large, bound, spec())] == [None, None, None], "nobody is there"
+    table.add({"node_id": name(2), "resources": CPU}, 2.0)
+    assert [table.place(one, {}) for one in (large, bound, spec())] == [None, None, name(2)]
+    assert table.strangers([name(0), name(1), name(3)]) == [name(3)]
+    assert table.lost(name(0), "killed")[0] and not table.lost(name(0), "killed")[0]
+    table.check_invariants()
+    assert table.why_fenced(name(0), again=True) == "killed" and table.why_fenced(name(1), again=True) is None
+    table.lost(name(1), "silent")
+    assert table.place(large, {}) == name(2), "it will never come: that node says so"
+    with pytest.raises(Unplaceable, match="not alive"):
+        table.place(bound, {})
+    table.check_invariants()
 
 
 def test_who_was_let_in_by_another_head_is_no_node_of_this_one() -> None:

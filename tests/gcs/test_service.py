@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minray.gcs.answers import AnswerTable
 from minray.gcs.service import GcsService
 from minray.gcs.tables import Tables, TablesError
 from minray.wire.messages import (
@@ -240,19 +241,77 @@ def test_a_file_is_written_before_the_reply_leaves_and_read_by_the_next_head(tmp
     again.gcs.close()
 
 
-def test_a_full_disk_is_an_error_to_who_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_an_error_to_who_asked_and_nothing_follows_until_there_is_room(tmp_path: Path) -> None:
     class Full(Tables):
-        durable = True  # type: ignore[assignment]
+        full = False
 
         def commit(self) -> None:
-            if self.dirty:
+            if self.dirty and self.full:
                 raise TablesError("cannot write the head's tables: disk full")
+            super().commit()
 
-    head, peer = Head(Full(), join=False), Peer()
-    answer = head.ask(peer, "kv_put", b"k", b"v", True, b"")
-    assert not answer.ok and "disk full" in answer.value[1]
-    with pytest.raises(TablesError, match="disk full"):
-        HEADS.pop().gcs.close()
+    tables = Full(str(tmp_path / "gcs.sqlite"))
+    head, peer, other = Head(tables), Peer(), Peer()
+    assert head.ask(peer, "create_actor", spec(1, name="old"))["created"]
+    head.node(started(actor_id(1)))
+    head.to_node.clear()
+    tables.full = True
+    answer = head.ask(peer, "create_actor", spec(2, name="new"))
+    assert not answer.ok and "disk full" in answer.value[1] and answer.value[0] == "RaySystemError"
+    for refused in (("kv_put", b"k", b"v", True, b""), ("kill_actor", actor_id(1), True), ("create_actor", spec(3))):
+        answer = head.ask(other, *refused)
+        assert not answer.ok and "disk full" in answer.value[1], refused
+    assert head.ask(other, "kv_get", b"k", b"") is None, "who only wants to know something is told"
+    assert head.ask(other, "get_actor", "old", "ns")["state"] == "ALIVE"
+    peer.got.clear()
+    head.node(ended(actor_id(1), text="exit code 7"))  # it happens all the same, but nobody hears of it yet
+    assert not peer.got and not head.to_node
+    tables.full = False
+    head.reactor.later.pop()()
+    head.reactor.turn()
+    assert [(m.actor_id, m.state) for m in peer.got if isinstance(m, ActorUpdate)] == [
+        (actor_id(2), "DEAD"), (actor_id(1), "DEAD"),
+    ]  # fmt: skip
+    assert [type(m) for m in head.to_node] == [StartActor, StopActor], "what was refused is not left running"
+    assert head.ask(other, "kv_put", b"k", b"v", True, b"") is False
+    head.gcs.close()
+    again = Head(Tables(str(tmp_path / "gcs.sqlite")))
+    assert again.ask(other, "kv_get", b"k", b"") == b"v"
+    assert not again.ask(other, "get_actor", "new", "ns").ok
+
+
+def test_a_request_that_must_not_be_done_twice_is_done_once(tmp_path: Path) -> None:
+    path, peer, me = str(tmp_path / "gcs.sqlite"), Peer(), b"m" * 28
+    put = ("kv_put", (b"k", b"mine", False, b""))
+    head = Head(Tables(path))
+    assert head.ask(peer, "once", me, 5, *put) is False
+    head.gcs.close()
+    head = Head(Tables(path))
+    assert head.ask(peer, "once", me, 5, *put) is False, "asked again: the same answer"
+    assert head.ask(Peer(), "once", b"x" * 28, 5, *put) is True, "somebody else is too late"
+    for number, wrong in enumerate(((5, "once", ()), (5, "nonsense", ()), (1,))):
+        assert not head.ask(Peer(), "once", bytes([number]) * 28, *wrong).ok
+    head.node(Died(me, -1, -1, -1, {"text": "gone"}))
+    head.gcs.close()
+    tables = Tables(path)
+    assert [key for key, _ in tables.load("answers") if key.startswith(me)] == []
+    tables.close()
+
+
+def test_answers_are_kept_until_they_are_heard() -> None:
+    table, rows, me = AnswerTable(most=2), {}, b"m" * 28
+    for number, floor in ((1, 1), (2, 1), (5, 3)):
+        rows.update((key, row) for _, _, key, row in table.note(me, floor, Reply(number, True, number * 10)))
+    table.check_invariants()
+    kept = [(key, row) for key, row in rows.items() if row is not None]
+    again = AnswerTable()
+    again.restore(kept)
+    for one in (table, again):
+        assert [one.recall(me, number) for number in (1, 2, 5)] == [None, None, Reply(5, True, 50)]
+    for other in (b"x", b"y"):  # who has said nothing for longest is forgotten
+        table.note(other * 28, 1, Reply(1, False, ("ValueError", "no")))
+    assert table.recall(me, 5) is None and table.recall(b"x" * 28, 1) == Reply(1, False, ("ValueError", "no"))
+    table.check_invariants()
 
 
 def test_messages_that_no_node_sends_are_refused() -> None:

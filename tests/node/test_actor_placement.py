@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minray.node.actor_placement import PATIENCE_S
-from minray.wire.messages import ActorEnded, ClusterView, StartActor
+from minray.wire.messages import ActorEnded, ActorStarted, ClusterView, StartActor
 
 from .support import CPU1, JOB, World, actor_order
 
@@ -47,7 +47,7 @@ class Node(World):
         self.now = end
         said = [message for message in self.to_gcs if isinstance(message, ActorEnded)]
         self.to_gcs.clear()
-        assert all(message.cause["bounced"] for message in said)
+        assert all(message.cause.get("bounced") or message.cause["text"] == "killed" for message in said)
         return said
 
 
@@ -83,9 +83,37 @@ def test_a_stop_that_crosses_with_the_bounce_makes_a_later_start_void(node: Node
     node.tick(PATIENCE_S)
     node.do(node.table.stop_actor(order.actor_id, 0, node.now, graceful=False, reason="killed"))
     node.order(2)
-    assert not node.table.queue and node.tick(100.0) == []
+    (answer,) = node.tick(100.0)
+    assert not node.table.queue and answer.cause == {"text": "killed", "intended": True}
     node.order(2, incarnation=1)
     assert len(node.table.queue) == 1
+
+
+def test_an_order_that_is_given_again_is_answered_from_memory() -> None:
+    """By a head that was killed before it had read what this node said."""
+    node = Node()
+    first, second = node.order(1), node.order(2)
+    node.register_all()
+    table, address = node.table.actors, (b"n" * 28, b"w" * 28, "unix:/x")
+    table.started(ActorStarted(first.actor_id, 0, address, None))
+    table.started(ActorStarted(second.actor_id, 0, None, b"error"))
+    assert table.living() == [(first.actor_id, 0, (address, None)), (second.actor_id, 0, (None, b"error"))]
+    workers = list(node.table.pool.workers)
+    node.to_gcs.clear()
+    node.order(1)
+    assert node.to_gcs == [ActorStarted(first.actor_id, 0, address, None)]
+    assert list(node.table.pool.workers) == workers, "it was started twice"
+    for number in workers:
+        node.do(node.table.exited(number, {"text": "exit code 3"}, (-1, -1, -1), node.now)[1])
+    assert not table.living()
+    how = {"text": "exit code 3", "intended": False}
+    assert table.lately_ended() == [(first.actor_id, 0, how), (second.actor_id, 0, {**how, "creation_error": b"error"})]
+    node.to_gcs.clear()
+    node.order(1)
+    assert node.to_gcs == [ActorEnded(first.actor_id, 0, how)] and not table.living()
+    node.order(1, incarnation=1)
+    assert [key[:2] for key in table.living()] == [(first.actor_id, 1)]
+    table.check_invariants()
 
 
 def test_it_stays_while_nobody_has_room(node: Node) -> None:

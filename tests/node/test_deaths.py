@@ -131,25 +131,25 @@ def test_a_system_without_counters_never_guesses(tmp_path: Path) -> None:
 
 # -- processes of other nodes -----------------------------------------------------------------------
 
-FAR = b"f" * 28
+FAR, NODE = b"f" * 28, b"n" * 28
 
 
 def test_the_gcs_is_asked_once_and_its_answer_goes_to_all() -> None:
     made = book()
-    assert made.watch_elsewhere(A, FAR) and not made.watch_elsewhere(B, FAR)
+    assert made.watch_elsewhere(A, FAR, NODE) and not made.watch_elsewhere(B, FAR, NODE)
     made.check_invariants()
     died = Died(FAR, -1, -1, -1, {"text": "x"})
     assert told(made.told(died)) == {A: died, B: died}
     assert made.told(died) == []
     made.check_invariants()
-    assert made.watch_elsewhere(A, FAR)  # it is asked for again: the GCS answers again
+    assert made.watch_elsewhere(A, FAR, NODE)  # it is asked for again: the GCS answers again
 
 
 def test_a_watcher_of_far_and_near_that_dies() -> None:
     made = book()
     made.watch(A, B)
-    made.watch_elsewhere(A, FAR)
-    made.watch_elsewhere(C, FAR)
+    made.watch_elsewhere(A, FAR, NODE)
+    made.watch_elsewhere(C, FAR, NODE)
     made.died(A, {})
     made.check_invariants()
     assert told(made.told(Died(FAR, -1, -1, -1, {}))).keys() == {C}

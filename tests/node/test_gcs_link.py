@@ -58,6 +58,7 @@ class Node:
         self.delivered: list[Message] = []
         self.joined: list[dict[str, Any]] = []
         self.lost: list[str] = []
+        self.has: dict[str, Any] = {}
         self.link = GcsLink(
             self.reactor,
             endpoint,
@@ -67,6 +68,7 @@ class Node:
             deliver=self.delivered.append,
             joined=self.joined.append,
             lost=self.lost.append,
+            inventory=lambda: dict(self.has),
         )
 
     def do(self, fn: Any) -> None:
@@ -153,19 +155,31 @@ def test_a_head_that_counts_it_as_dead_says_so_when_it_comes_back(head: Head, no
     assert "its connection was lost" in wait_for(lambda: node.lost)[0]
 
 
-def test_what_is_said_meanwhile_waits(head: Head, node: Node) -> None:
+def test_a_head_that_comes_back_hears_all_that_the_old_one_may_have_lost(head: Head, node: Node) -> None:
+    """Requests without an answer, and what there is now instead of what was said about it meanwhile."""
     node.join()
     wait_for(lambda: node.joined)
+    node.do(lambda: node.link.send(Request(7, "job_end", (b"j",))))
+    node.do(lambda: node.link.send(Request(8, "finish_job", (b"k",))))
+    wait_for(lambda: len(head.got) == 3)
+    head.conns[0].send(pack(Reply(8, True, True)))
+    wait_for(lambda: node.delivered)
     endpoint = head.endpoint
     head.close()
     wait_for(lambda: not node.link.joined)
     node.do(lambda: node.link.send(Died(b"w", -1, -1, -1, {})))
+    node.do(lambda: node.link.send(Request(9, "add_job", ({},))))
+    node.has["processes"] = [b"v"]
     again = Head(endpoint=endpoint)
     try:
-        wait_for(lambda: len(again.got) == 2)
-        assert isinstance(again.got[1], Died)
+        wait_for(lambda: len(again.got) == 3)
+        node.do(lambda: node.link.send(Died(b"v", -1, -1, -1, {})))
+        wait_for(lambda: len(again.got) == 4)
     finally:
         again.close()
+    joined = Request(0, "add_node", ({**INFO, "again": True, "processes": [b"v"]},))
+    later = Died(b"v", -1, -1, -1, {})
+    assert again.got == [joined, Request(7, "job_end", (b"j",)), Request(9, "add_job", ({},)), later]
 
 
 def test_a_head_that_does_not_come_back(head: Head) -> None:
