@@ -23,7 +23,7 @@ from typing import Any
 
 from minray._base import log
 from minray.wire.errors import Misfit, WireError
-from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, pack, unpack
+from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, StoreReport, pack, unpack
 from minray.wire.reactor import Connection, Reactor
 
 REDIAL_S = 0.2
@@ -92,7 +92,7 @@ class GcsLink:
         """To the GCS, now or when it is there again."""
         if self.joined and self._conn is not None:
             self._conn.send(pack(message))
-        elif not self._over and not isinstance(message, NodeReport):
+        elif not self._over and not isinstance(message, (NodeReport, StoreReport)):
             self._waiting.append(pack(message))
 
     def leave(self, reason: str) -> None:
