@@ -130,7 +130,7 @@ say("end")
 FULL_DISK = """
 import minray as ray, numpy as np
 ray.init(num_cpus=1, object_store_memory=32 * 2**20, object_spilling_directory=FOLDER,
-         _system_config={"store_full_grace_s": 0.5})
+         _system_config={"store_full_grace_s": 3.0})
 refs = []
 try:
     while len(refs) < 100:
