@@ -12,6 +12,7 @@ that were added and not removed; whether they live, ``list_all_nodes`` and ``min
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -119,14 +120,17 @@ class Cluster:
         Args:
             wait: return when the cluster knows it.
             node_args: ``num_cpus`` (1), ``num_gpus`` (0), ``memory`` and ``object_store_memory`` (bytes; 150 MiB),
-                ``resources``, ``labels``, ``node_name``, ``_system_config`` (settings of minray). Further ones
-                that Ray takes are accepted and mean nothing.
+                ``resources``, ``labels``, ``node_name``, ``object_spilling_directory``, ``_system_config`` (settings of
+                minray). Further ones that Ray takes are accepted and mean nothing.
 
         Raises:
             TypeError, ValueError: an unknown argument, a bad value.
             RaySystemError: it does not start, or does not join; the text has the end of its log.
         """
         system = node_args.pop("_system_config", None) or {}
+        folder = node_args.pop("object_spilling_directory", None)
+        if folder is not None:
+            system = {**system, "spill_dirs": os.fspath(folder)}
         config = self._config.replace(**system)
         if self._head is None:
             self._config, self._head_args = config, node_args

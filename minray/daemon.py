@@ -50,6 +50,7 @@ from minray.wire.messages import (
     NodeReport,
     Reply,
     Request,
+    StoreReport,
     Watch,
     pack,
     unpack,
@@ -63,7 +64,7 @@ END_SESSION = "end_session"  # the Request by which a tool ends a daemon that st
 NODE = "node"  # the role of a node that dials
 _REQUEST = Request.TAG
 _FOR_GCS = frozenset(
-    kind.TAG for kind in (ActorStarted, ActorEnded, Died, NodeReport, Watch, BundlesPrepared)
+    kind.TAG for kind in (ActorStarted, ActorEnded, Died, NodeReport, StoreReport, Watch, BundlesPrepared)
 )  # what a node says to the GCS, besides requests
 
 

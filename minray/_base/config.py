@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _POSITIVE = (
     "inline_limit", "max_frame", "extent_size", "store_memory", "max_pipeline", "handshake_s",
     "worker_start_s", "log_credit", "max_workers_soft", "max_workers_hard", "heartbeat_s", "node_timeout_s",
-    "gcs_answer_s", "memory_threshold", "memory_total",
+    "gcs_answer_s", "memory_threshold", "memory_total", "spill_disk_share",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "spin_us", "store_full_grace_s", "infeasible_grace_s", "lease_idle_s", "worker_idle_s", "num_cpus",
@@ -97,7 +97,10 @@ class Config:
     # --- object store
     segments: str = "auto"  # "shm" or "file" (mapped files in the session's folder)
     store_memory: int | None = None  # None: 30 % of the memory, at most what /dev/shm has free
-    store_full_grace_s: float = 10.0  # how long a full store waits for frees
+    store_full_grace_s: float = 10.0  # how long a full store waits for frees when nothing can be moved to disk
+    spill: bool = True  # objects that memory has no room for go to disk
+    spill_dirs: str | None = None  # folders for that, with ':' between (Windows: ';'); None: the session's folder
+    spill_disk_share: float = 0.95  # a disk counts as full when so much of it is used
     extent_size: int = 64 * MIB  # what a process borrows at once
     # --- memory
     memory_threshold: float = 0.95  # of the memory in use: then a worker is ended (see node.memory); 1: never
@@ -139,6 +142,8 @@ class Config:
         if self.memory_threshold > 1:
             text = "must be a share of the memory: greater than 0, at most 1 (1: never end a worker)"
             raise ValueError(_complaint("memory_threshold", self.memory_threshold, text))
+        if self.spill_disk_share > 1:
+            raise ValueError(_complaint("spill_disk_share", self.spill_disk_share, "is a share, at most 1"))
         self._check_security()
         if self.worker_ports is not None:
             low, dash, high = self.worker_ports.partition("-")

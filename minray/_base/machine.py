@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 
-from minray._base.config import MIB, Config
+from minray._base.config import GIB, MIB, Config
 
 STORE_SHARE = 0.3  # of the memory, for objects, by default
 SHM_MIN = 256 * MIB  # a smaller /dev/shm (64 MB in a plain container) is left alone: mapped files instead
@@ -53,6 +53,18 @@ def detect_totals(
     totals = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory, "object_store_memory": store}
     totals.update(resources or {})
     return {name: amount for name, amount in totals.items() if amount}
+
+
+def check_store_memory(config: Config, said: float | None, root: str = "/") -> None:
+    """ValueError if a node is to have more shared memory for objects than its machine has memory."""
+    size = config.store_memory if said is None else said
+    ram = memory_limit(root)
+    if size is not None and size > ram and config.segments != "file":
+        raise ValueError(
+            f"object_store_memory={int(size)} ({size / GIB:.1f} GiB) is more than the memory of this machine"
+            f" ({ram / GIB:.1f} GiB): name at most that, and what does not fit goes to disk; or set"
+            " MINRAY_SEGMENTS=file, for mapped files instead of memory"
+        )
 
 
 def usable_cpus(config: Config | None = None, root: str = "/") -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from minray._base.config import Config
 
 
-_SETTINGS = ("temp_dir", "token_file", "tls_cert", "tls_key", "tls_ca", "worker_ports")
+_SETTINGS = ("temp_dir", "token_file", "tls_cert", "tls_key", "tls_ca", "worker_ports", "spill_dirs")
 
 
 def add_which(parser: argparse.ArgumentParser) -> None:

@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=_labels, metavar="K=V,…", help="labels of this node, e.g. rack=a,disk=ssd")
     add("--memory", type=_bytes, metavar="BYTES", help="for tasks that say how much they need; 64G is 64 GiB")
     add("--object-store-memory", type=_bytes, metavar="BYTES", help="shared memory for objects; 8G is 8 GiB")
+    add(
+        "--object-spilling-directory",
+        dest="spill_dirs",
+        metavar="FOLDER",
+        help="for objects that memory has no room for; several with ':' between (default: the session's folder)",
+    )
     add("--node-name", metavar="NAME", help="shown by `minray status` and nodes() (default: its address)")
     add("--block", action="store_true", help="stay, and end the node with this command")
     add_temp_dir(parser)

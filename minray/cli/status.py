@@ -3,7 +3,8 @@
     the head's cluster_status ──▶ report(…), pure ──▶ columns
 
 Amounts read "in use / in all"; bytes in GiB, or in MiB where there is less than one. Resources that minray makes by
-itself for placing (``node:…``, those of placement groups) and its own labels are not shown.
+itself for placing (``node:…``, those of placement groups) and its own labels are not shown. ON DISK is there
+when objects had to go there: now, and out and back in all.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def report(
 
 def _node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     kinds = [kind for kind in ("CPU", "GPU", *_BYTES) if any(kind in node["totals"] for node in nodes)]
-    rows = [["NODE", "ADDRESS", "NAME", *(_NAMES.get(kind, kind.upper()) for kind in kinds), "OTHER", "LABELS"]]
+    rows = [["NODE", "ADDRESS", "NAME", *(_NAMES.get(kind, kind.upper()) for kind in kinds)]]
+    rows[0] += ["ON DISK", "OTHER", "LABELS"]
     sums: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for node in nodes:
         totals, free = _shown(node["totals"]), node["available"]
@@ -74,9 +76,10 @@ def _node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 total[name] = total.get(name, 0.0) + amount
         name = str(node["node_name"] or node["hostname"]) + " (head)" * (HEAD_MARK in node["totals"])
         labels = ",".join(f"{key}={value}" for key, value in sorted(node["labels"].items()) if key[:7] != "ray.io/")
-        rows.append([node["node_id"][:8], node["address"], name, *_amounts(kinds, used, totals), labels])
+        amounts = _amounts(kinds, used, totals, _disk([node]))
+        rows.append([node["node_id"][:8], node["address"], name, *amounts, labels])
     if len(nodes) > 1:
-        rows.append(["all", "", "", *_amounts(kinds, *sums), ""])
+        rows.append(["all", "", "", *_amounts(kinds, *sums, _disk(nodes)), ""])
     return rows
 
 
@@ -84,10 +87,23 @@ def _shown(totals: Mapping[str, float]) -> dict[str, float]:
     return {name: amount for name, amount in totals.items() if not name.startswith("node:") and "_group_" not in name}
 
 
-def _amounts(kinds: Sequence[str], used: Mapping[str, float], totals: Mapping[str, float]) -> list[str]:
+def _disk(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Objects that memory had no room for: on disk now, and what was written and read in all."""
+    stores = [node["store"] for node in nodes if node["store"]]
+    if not stores:
+        return ""
+    sums = [sum(store[name] for store in stores) for name in ("on_disk", "spilled_bytes", "restored_bytes")]
+    unit, letter = (GIB, "G") if max(sums) >= GIB else (GIB / 1024, "M")
+    now, out, back = (f"{amount / unit:.1f}{letter}" for amount in sums)
+    return f"{now} (out {out}, back {back})"
+
+
+def _amounts(
+    kinds: Sequence[str], used: Mapping[str, float], totals: Mapping[str, float], disk: str
+) -> list[str]:
     main = [_use(kind, used.get(kind, 0.0), totals[kind]) if kind in totals else "-" for kind in kinds]
     rest = [f"{name} {_use(name, used[name], totals[name])}" for name in sorted(totals) if name not in kinds]
-    return [*main, ", ".join(rest)]
+    return [*main, disk, ", ".join(rest)]
 
 
 def _use(name: str, used: float, total: float) -> str:

@@ -25,7 +25,8 @@ def get_object_locations(
 
     Returns:
         For each reference a dict with ``node_ids`` (hexadecimal; [] while the object is not there, or is an error),
-        ``object_size`` (bytes; None while it is not there) and ``did_spill`` (False).
+        ``object_size`` (bytes; None while it is not there) and ``did_spill`` (whether the node
+        of this machine has it on disk, because memory was short).
 
     Raises:
         RuntimeError: before ``init``.
@@ -39,8 +40,8 @@ def get_object_locations(
         if not isinstance(ref, ObjectRef):
             raise TypeError(f"get_object_locations() takes ObjectRefs, got {type(ref).__name__} ({ref!r})")
     return {
-        ref: {"node_ids": [node_id.hex() for node_id in nodes], "object_size": size, "did_spill": False}
-        for ref, (nodes, size) in zip(refs, rt.object_locations(refs), strict=True)
+        ref: {"node_ids": [node_id.hex() for node_id in nodes], "object_size": size, "did_spill": did_spill}
+        for ref, (nodes, size, did_spill) in zip(refs, rt.object_locations(refs), strict=True)
     }
 
 

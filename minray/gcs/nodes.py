@@ -46,6 +46,7 @@ class Live:
     free: Resources  # the same, less what was placed there since
     load: int = 0
     waiting: list[tuple[str, Resources, int]] = field(default_factory=list)
+    store: dict[str, int] = field(default_factory=dict)
 
 
 class NodeTable:
@@ -134,6 +135,10 @@ class NodeTable:
             live.totals = message.totals
             self._index.put(node_id, message.totals)
         return changed, bigger
+
+    def report_store(self, node_id: bytes, store: dict[str, int]) -> None:
+        """How much of a living node's objects is on disk."""
+        self._live[node_id].store = store
 
     def lost(self, node_id: bytes, reason: str) -> tuple[bool, Effects]:
         """A node is gone, or has not come again. False if it was neither alive nor expected."""
@@ -284,10 +289,10 @@ class NodeTable:
             live = self._live.get(node_id)
             shown = {key: node[key] for key in ("node_name", "address", "hostname", "alive", "death_reason")}
             shown |= {"node_id": node_id.hex(), "labels": node["labels"], "totals": {}, "available": {}}
-            shown |= {"load": 0, "waiting": []}
+            shown |= {"load": 0, "waiting": [], "store": {}}
             if live is not None:
                 shown["totals"], shown["available"] = from_units(live.totals), from_units(live.available)
-                shown["load"] = live.load
+                shown["load"], shown["store"] = live.load, live.store
                 shown["waiting"] = [(text, from_units(request), n) for text, request, n in live.waiting]
             found.append(shown)
         return found

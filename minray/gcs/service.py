@@ -63,6 +63,7 @@ from minray.wire.messages import (
     Reply,
     Request,
     StartActor,
+    StoreReport,
     Watch,
     pack,
 )
@@ -237,6 +238,8 @@ class GcsService(GroupRequests):
             self._on_report(node_id, message)
         elif isinstance(message, Watch):
             self._on_watch(node_id, message)
+        elif isinstance(message, StoreReport):
+            self._nodes.report_store(node_id, message.store)
         elif isinstance(message, BundlesPrepared):
             self._on_bundles_prepared(node_id, message)
         elif isinstance(message, Request):

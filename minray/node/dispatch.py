@@ -167,7 +167,7 @@ def _actor_ended(node: NodeService, peer: Peer, message: m.ActorEnded) -> None:
 
 
 @_handles(
-    m.ExtentRequest, m.ExtentReturn, m.Sealed, m.Free, m.Pin, m.Unpin, m.Narrow
+    m.ExtentRequest, m.ExtentCancel, m.ExtentReturn, m.Trimmed, m.Sealed, m.Free, m.Pin, m.Unpin, m.Narrow
 )  # fmt: skip
 def _store(node: NodeService, peer: Peer, message: Message) -> None:
     node.store.on_message(peer.worker_id, message, node.now())
@@ -201,9 +201,12 @@ def _flush_logs(node: NodeService, peer: Peer) -> int:
     return node.logs.under_way(peer.job_id)
 
 
-def _object_copies(node: NodeService, peer: Peer, objects: list[bytes]) -> list[list[bytes]]:
-    """For each of them: the nodes that have a copy, as far as this one knows."""
-    return [[] if node.transfers is None else node.transfers.copies(object_id) for object_id in objects]
+def _object_copies(node: NodeService, peer: Peer, objects: list[bytes]) -> list[tuple[list[bytes], bool]]:
+    """For each of them: the nodes that have a copy, as far as this one knows, and whether it is on disk here."""
+    return [
+        ([] if node.transfers is None else node.transfers.copies(object_id), node.store.table.did_spill(object_id))
+        for object_id in objects
+    ]
 
 
 REQUESTS: dict[str, Callable[..., Any]] = {

@@ -74,6 +74,8 @@ class Ending:
             peer.conn.close()
         if node.transfers is not None:
             node.transfers.close()
+        if node.disk is not None:
+            node.disk.close()
         node.store.shutdown()
         node.workers.close()
         remove_session(self._folder)

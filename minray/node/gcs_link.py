@@ -27,7 +27,7 @@ from typing import Any
 
 from minray._base import log
 from minray.wire.errors import Misfit, WireError
-from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, pack, unpack
+from minray.wire.messages import Fenced, Hello, Message, NodeReport, Reply, Request, StoreReport, pack, unpack
 from minray.wire.reactor import Connection, Reactor
 
 REDIAL_S = 0.2
@@ -102,7 +102,7 @@ class GcsLink:
             self._unanswered[message.request_id] = raw
         if self.joined and self._conn is not None:
             self._conn.send(raw)
-        elif not isinstance(message, (NodeReport, Request)):
+        elif not isinstance(message, (NodeReport, StoreReport, Request)):
             self._waiting.append(raw)
 
     def leave(self, reason: str) -> None:

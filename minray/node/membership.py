@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from minray.node.dispatch import STRANGER
 from minray.wire.codec import encode_framed
-from minray.wire.messages import ClusterView, NodeGone, NodeReport, Resources, pack
+from minray.wire.messages import ClusterView, NodeGone, NodeReport, Resources, StoreReport, pack
 from minray.wire.reactor import Timer
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Membership:
         self._heartbeat_s = 0.0  # 0: has not joined yet
         self._told: tuple[Resources, Resources, int] = ({}, {}, 0)
         self._told_at = 0.0
+        self._told_of_store: dict[str, int] = {}
         self._due: Timer | None = None
 
     def joined(self, heartbeat_s: float, gone: list[bytes]) -> None:
@@ -80,6 +81,10 @@ class Membership:
         self._told = (dict(available), dict(totals), load)
         self._told_at = node.now()
         node.tell_gcs(NodeReport(node.available(), self._told[1], load, self._waiting()))
+        store = node.store.table.moved()
+        if store != self._told_of_store:
+            self._told_of_store = store
+            node.tell_gcs(StoreReport(store))
 
     def _waiting(self) -> list[tuple[str, Resources, int]]:
         table = self._node.table

@@ -2,6 +2,7 @@
 
     Router (daemon) ─▶ Peer ─▶ NodeService ─┬─ LeaseTable (pure): leases, actors, worker pool
                                             ├─ StoreAuthority:   the object store's extents and pins
+                                            ├─ Disk:             what of it is in files
                                             ├─ DeathBook (pure): who watches whom
                                             ├─ WorkerProcesses:  launcher, certificates, status pages
                                             └─ LogHub:           output, to files and drivers
@@ -24,6 +25,7 @@ import itertools
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,7 @@ from minray.node.logs import LogHub
 from minray.node.membership import Membership
 from minray.node.memory import MemoryWatch
 from minray.node.orders import ORDERS
+from minray.node.spilled import make_disk, open_spilled
 from minray.node.strangers import Strangers
 from minray.node.view import View
 from minray.node.worker_pool import STATES, Effect, WorkerPool
@@ -141,6 +144,7 @@ class NodeService:
         self.deaths = DeathBook()
         self._segments = segments.choose(config.segments, session["dir"])
         self.store = self._make_store()
+        self.disk = make_disk(self, session) if config.spill else None
         self.transfers = self._make_transfers() if clustered else None
         self.logs = LogHub(
             reactor,
@@ -217,6 +221,7 @@ class NodeService:
             lambda: self.view.nodes,
             silence_s=self.config.node_timeout_s,
             settled=self.settle,
+            on_disk=partial(open_spilled, self),
         )
 
     def _make_public_session(self) -> dict[str, Any]:
@@ -543,6 +548,7 @@ class NodeService:
             "waiting": len(self.table.queue),
             "peers": len(self.peers),
             "store": self.store.stats().as_info(),
+            "disk": {} if self.disk is None else self.disk.stats(),
             "transfers": {} if self.transfers is None else self.transfers.stats(),
         }
 

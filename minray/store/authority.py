@@ -6,7 +6,9 @@ cannot be made, its requester gets an ExtentRefused instead of the grant that wo
 
 Where there are other nodes, ``attach`` adds who moves objects between them: the node's own client, a process
 like the others but for its messages, which need no connection; and ``moves``, which takes the effects that are
-about other nodes. Both are called when a step's effects have been performed, and may call back.
+about other nodes. Both are called when a step's effects have been performed, and may call back. In the same way
+``attach_disk`` adds who moves objects to disk and back (``disk.Disk``): it takes the effects about files, and the
+messages for the restorer, its client.
 
 Invariants: no grant leaves before its segment exists; while somebody waits for memory, neither the own client
 keeps an empty extent nor is there a guest that nobody reads.
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from minray.store.extents import Effect, ExtentTable, StoreStats
 from minray.store.segments import Segments
-from minray.wire.messages import ExtentGrant, Message, Trim
+from minray.wire.messages import ExtentGrant, Message, Trim, Trimmed
 
 Send = Callable[[bytes, Message], None]
 
@@ -34,6 +37,8 @@ class StoreAuthority:
         self._own = b""  # the id of the node's own client
         self._to_own: Callable[[Message], None] = lambda message: None
         self._moves: Callable[[Effect], None] = lambda effect: None
+        self._disk: Callable[[Effect], None] = lambda effect: None
+        self._to_restorer: Callable[[Message], None] = lambda message: None
         self._later: deque[Callable[[], None]] = deque()
         self._busy = False
 
@@ -44,9 +49,20 @@ class StoreAuthority:
         self.table.others = True
         self._own, self._to_own, self._moves = own, to_own, moves
 
+    def attach_disk(self, disk: Callable[[Effect], None], to_restorer: Callable[[Message], None]) -> None:
+        """What does not fit into memory may go to files."""
+        self.table.spills = True
+        self._disk, self._to_restorer = disk, to_restorer
+
     def on_message(self, worker: bytes, message: Message, now: float) -> None:
         """A store message of a core worker. ProtocolError if it breaks the rules: close its connection."""
-        self.do(self.table.handle(worker, message, now), now)
+        effects = self.table.handle(worker, message, now)
+        if worker == self._own and isinstance(message, Trimmed):  # to the Trim that ``do`` has sent it
+            self._perform(effects, now)
+            if not self._busy:
+                self._follow_up()
+        else:
+            self.do(effects, now)
 
     def process_died(self, worker: bytes, now: float) -> None:
         """A core worker (or driver) is gone."""
@@ -120,10 +136,13 @@ class StoreAuthority:
             elif kind == "unlink":
                 self.segments.unlink(effect[2])
             else:
-                self._later.append(lambda effect=effect: self._moves(effect))  # type: ignore[misc]
+                perform = self._disk if kind in ("spill", "restore", "unspill") else self._moves
+                self._later.append(partial(perform, effect))
 
     def _deliver(self, worker: bytes, message: Message) -> None:
         if self._own and worker == self._own:
-            self._later.append(lambda: self._to_own(message))
+            self._later.append(partial(self._to_own, message))
+        elif worker == self.table.restorer_id:
+            self._later.append(partial(self._to_restorer, message))
         else:
             self._send(worker, message)

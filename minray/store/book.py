@@ -98,8 +98,9 @@ class SegmentBook:
         least = _up(size, PAGE)
         return self.capacity if size <= self.capacity < least else least
 
-    def grant_size(self, writer: bytes, size: int) -> int:
-        """How large the segment should be that ``writer`` gets for an object of ``size`` bytes."""
+    def grant_size(self, writer: bytes, size: int, keep: int = 0) -> int:
+        """How large the segment should be that ``writer`` gets for an object of ``size`` bytes, so that ``keep`` bytes
+        stay free, if there are as many."""
         least = self.least(size)
         if size > self._own_from:
             wanted = _up(size, max(PAGE, (1 << (size.bit_length() - 1)) // 8))
@@ -107,7 +108,10 @@ class SegmentBook:
             has = sum(n for n in self._by_writer.get(writer, {}).values() if n <= self._shared_limit)
             wanted = min(self._shared_limit, max(FIRST_EXTENT, has))
         wanted = max(wanted, least)
-        return wanted if wanted <= self.available else least
+        free = self.available - keep
+        if 4 * wanted <= free:
+            return wanted
+        return min(wanted, max(least, min(_up(self.capacity // 64, PAGE), free)))  # memory is short
 
     def add(self, segment: Segment) -> None:
         """Reserve it."""

@@ -8,11 +8,13 @@ An object can have more than one *copy* (a retried task wrote it again). A pin w
 settles which one counts; the others go as soon as nobody reads.
 
 An object of another node that this node has pulled is a *guest*: nothing is lost when it goes, so it goes when
-memory is needed, the least recently read first.
+memory is needed, the least recently read first. Next go those that are on disk, too; what is nowhere else is
+written to disk before it goes (see ``spilling``), also the least recently read first. What is pinned stays.
 
 Invariants (``check_invariants``): a pin count is at least 1; ``pinned_by`` mirrors the objects' pins; an
-object that is being freed has pins, and what remains of it is within what these pins cover; ``_guests`` are the
-objects that are guests.
+object that is being freed has pins, and what remains of it is within what these pins cover; what is pinned is in
+memory; each object is listed by how it can go: ``_guests``, ``_spare`` (on disk, too), ``_recent`` (only in memory),
+or, when only the disk has it, in none.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from minray.store.ranges import Range, intersect, subtract, union
+from minray.store.spilling import BOTH, DISK, MEMORY, READING, WRITING, Place, moved
 
 Copy = tuple[int, int, int]  # segment id, offset, length
 
@@ -32,7 +35,8 @@ class SharedObject:
 
     object_id: bytes
     owner: bytes | None  # None: adopted from a dead writer, nobody told whose it is
-    copies: list[Copy]
+    copies: list[Copy]  # in memory
+    size: int  # of the first of them, or of what is on disk
     pins: dict[bytes, int] = field(default_factory=dict)
     narrowed: dict[bytes, list[Range]] | None = None
     freeing: bool = False  # nobody references it any more; it waits for its readers
@@ -41,6 +45,22 @@ class SharedObject:
     guest: bool = False  # pulled from another node
     fading: bool = False  # a guest that is to go as soon as nobody reads it
     lent: bool = False  # other nodes have asked for it: they are to hear when it is freed
+    state: str = MEMORY  # see ``spilling``
+    disk: Place | None = None
+    batch: int = 0  # WRITING: the number of its file to be
+    was: tuple[Copy, ...] = ()  # where its writers had put it, before that was given back
+    restored: bool = False  # its copy was read from disk
+
+    def can_be_spilled(self) -> bool:
+        """Whether it is only in memory, whole, and nobody reads it."""
+        return (
+            self.state == MEMORY
+            and not self.pins
+            and not self.guest
+            and not self.freeing
+            and len(self.copies) == 1
+            and self.size > 0
+        )
 
     def covered(self) -> list[Range]:
         """What the pins cover, relative to the object."""
@@ -63,7 +83,9 @@ class Catalog:
         self._pinned_by: dict[bytes, dict[bytes, None]] = {}  # worker_id → its pinned objects
         self._owned_by: dict[bytes, dict[bytes, None]] = {}
         self._adopted: dict[bytes, None] = {}  # those without a known owner
-        self._guests: OrderedDict[bytes, None] = OrderedDict()  # the least recently read first
+        self._guests: OrderedDict[bytes, None] = OrderedDict()  # these three: the least recently read first
+        self._spare: OrderedDict[bytes, None] = OrderedDict()
+        self._recent: OrderedDict[bytes, None] = OrderedDict()
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -74,11 +96,16 @@ class Catalog:
         return self.objects.get(object_id)
 
     def add(self, object_id: bytes, owner: bytes | None, copy: Copy) -> SharedObject:
-        """A new object, or one more copy of a known one."""
+        """A new object, or one more copy of a known one, whose place on disk the caller has released."""
         known = self.objects.get(object_id)
         if known is None:
-            known = self.objects[object_id] = SharedObject(object_id, None, [])
+            known = self.objects[object_id] = SharedObject(object_id, None, [], copy[2])
+        known.state = moved(known.state, "again")
+        known.disk, known.batch = None, 0
         known.copies.append(copy)
+        known.size = known.copies[0][2]
+        self._spare.pop(object_id, None)
+        self._recent[object_id] = None
         known.chosen = None  # the new one may be what its owner knows
         if known.guest:
             known.guest = known.fading = False  # made here, too: it counts from now on
@@ -96,20 +123,79 @@ class Catalog:
         """An object of another node, new here."""
         known = self.add(object_id, None, copy)
         known.guest = True
+        del self._recent[object_id]
         self._guests[object_id] = None
         return known
 
     def evictable(self) -> Iterator[SharedObject]:
-        """Guests that nobody reads, the least recently read first."""
-        for object_id in list(self._guests):
+        """What can go at once: guests that nobody reads, then what is on disk, too; the least recently read first."""
+        for object_id in [*self._guests, *self._spare]:
             known = self.objects[object_id]
-            if not known.pins:
+            if not known.pins and not known.freeing:
                 yield known
+
+    def spillable(self) -> Iterator[SharedObject]:
+        """What can be written to disk, the least recently read first."""
+        for object_id in self._recent:
+            known = self.objects[object_id]
+            if known.can_be_spilled():
+                yield known
+
+    # --- between memory and disk: the moves of ``spilling`` -----------------------------------------
+
+    def spill(self, known: SharedObject, batch: int) -> None:
+        """It is being written."""
+        known.state = moved(known.state, "spill")
+        known.batch = batch
+
+    def written(self, known: SharedObject, place: Place | None) -> None:
+        """It is on disk, too; None: that has failed."""
+        known.state = moved(known.state, "failed" if place is None else "written")
+        known.batch = 0
+        if place is not None:
+            known.disk = place
+            del self._recent[known.object_id]
+            self._spare[known.object_id] = None
+
+    def drop_memory(self, known: SharedObject) -> list[Copy]:
+        """Only the disk has it from now on; the ranges that it had."""
+        assert not known.pins
+        known.state = moved(known.state, "drop")
+        copies, known.copies, known.chosen = known.copies, [], None
+        if not known.restored:
+            known.was += tuple(copies)
+        known.restored = False
+        del self._spare[known.object_id]
+        self.bytes -= sum(copy[2] for copy in copies)
+        return copies
+
+    def read(self, known: SharedObject) -> None:
+        """It is being read."""
+        known.state = moved(known.state, "read")
+
+    def here(self, known: SharedObject, copy: Copy | None) -> None:
+        """It is in memory again; None: that has failed."""
+        known.state = moved(known.state, "failed" if copy is None else "here")
+        if copy is not None:
+            known.copies = [copy]
+            known.restored = True
+            self._spare[known.object_id] = None
+            self.bytes += copy[2]
+
+    def forget_disk(self, known: SharedObject) -> None:
+        """It is being freed: what is on disk is not needed."""
+        known.disk, known.batch = None, 0
+        if self._spare.pop(known.object_id, 0) is None:
+            self._recent[known.object_id] = None
+        if known.copies:
+            known.state = MEMORY
+
+    # --- readers ------------------------------------------------------------------------------------
 
     def pin(self, known: SharedObject, process: bytes) -> None:
         """One more pin of ``process``; it covers everything again."""
-        if known.guest:
-            self._guests.move_to_end(known.object_id)
+        order = self._guests if known.guest else self._spare if known.disk is not None else self._recent
+        order.move_to_end(known.object_id)
         known.pins[process] = known.pins.get(process, 0) + 1
         self._pinned_by.setdefault(process, {})[known.object_id] = None
         if known.narrowed is not None:
@@ -147,7 +233,7 @@ class Catalog:
     def drop_other_copies(self, known: SharedObject, keep: Copy) -> list[Copy]:
         """All copies but one, once nobody reads; the caller gives their ranges back."""
         others = [copy for copy in known.copies if copy != keep]
-        known.copies = [keep]
+        known.copies, known.size = [keep], keep[2]
         self.bytes -= sum(copy[2] for copy in others)
         return others
 
@@ -172,7 +258,8 @@ class Catalog:
     def end(self, known: SharedObject) -> list[Copy]:
         """It is here no more; the ranges that it had."""
         del self.objects[known.object_id]
-        self._guests.pop(known.object_id, None)
+        for order in (self._recent, self._guests, self._spare):
+            order.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in known.copies)
         self._adopted.pop(known.object_id, None)
         if known.owner is not None:
@@ -191,7 +278,11 @@ class Catalog:
         owned: dict[bytes, set[bytes]] = {}
         for object_id, known in self.objects.items():
             assert known.object_id == object_id
-            assert known.copies, f"{object_id.hex()} has no copy"
+            assert bool(known.copies) == (known.state not in (DISK, READING)), f"{object_id.hex()}: {known}"
+            assert (known.disk is not None) == (known.state in (BOTH, DISK, READING))
+            assert (known.batch != 0) == (known.state == WRITING)
+            assert known.copies or not known.pins
+            assert not known.copies or known.size == known.copies[0][2]
             for process, count in known.pins.items():
                 assert count >= 1
                 pinned.setdefault(process, set()).add(object_id)
@@ -206,4 +297,7 @@ class Catalog:
         assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
         assert {p: set(objects) for p, objects in self._owned_by.items()} == owned
         assert set(self._guests) == {o for o, known in self.objects.items() if known.guest}
+        assert set(self._spare) == {o for o, known in self.objects.items() if known.state == BOTH}
+        ordinary = {o for o, known in self.objects.items() if known.state in (MEMORY, WRITING)}
+        assert set(self._recent) == ordinary - set(self._guests)
         assert self.bytes == sum(copy[2] for known in self.objects.values() for copy in known.copies)

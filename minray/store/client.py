@@ -6,14 +6,16 @@ wait, forwards the node's store messages to ``on_message`` (on the reactor's thr
 
 * **Writing**: room comes from the arena of extents that the node lent; only an extra extent takes a round
   trip. A written object is private until ``report`` (Sealed) tells the node about it, which must happen
-  before anybody else hears of it. Private objects are freed without a message.
+  before anybody else hears of it. Private objects are freed without a message. When memory is short (Trim),
+  those that nobody reads are reported by themselves, so that the node can move them to disk.
 * **Reading**: ``acquire`` gives a ``Hold`` per object. What this process wrote itself is just held here; the
-  rest is pinned at the node, one message per call. A Hold can be narrowed to parts, one per buffer, so
-  that an array that is kept does not keep its siblings.
+  rest is pinned at the node, one message per call; so is what the node has moved to disk and let us reuse. A
+  Hold can be narrowed to parts, one per buffer, so that an array that is kept does not keep its siblings.
 * **Finalizers** (of arrays, of Holds) only append to a deque. It is drained by whoever comes next.
 
-Invariants: no byte of an object is given back while a Hold covers it; a mapping is not closed under a live
-view; nothing of the user's is destroyed, and nobody waits, under the lock; messages leave outside of it.
+Invariants: no byte of an object is given back while a Hold covers it; a location whose place has been reused is
+never taken for the new object there (entries have ids); a mapping is not closed under a live view; nothing of the
+user's is destroyed, and nobody waits, under the lock; messages leave outside of it.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class StoreClient(ClientLedger):
         node_id, worker_id: who we are, for locations and as the owner of what we report.
         send: a message to the node; keeps order, never blocks.
         waits: how to wait for its answers.
+        memory_waits: how to wait for memory, or for what is on this node: no other task can speed that up, and
+            more tasks at once would only need more memory. None: ``waits``.
         before_allocate: called, without locks, before room is looked for: drop references that wait to be
             dropped, so that a loop of puts finds its warm memory again.
         wake: called when a finalizer left the first item to ``drain``; must be safe anywhere.
@@ -59,10 +63,17 @@ class StoreClient(ClientLedger):
     # --- writing ----------------------------------------------------------------------------------
 
     def write(
-        self, size: int, chunks: Chunks, *, may_wait: bool = True, timeout: float | None = None
+        self,
+        size: int,
+        chunks: Chunks,
+        object_id: bytes = b"",
+        *,
+        may_wait: bool = True,
+        timeout: float | None = None,
     ) -> Location:
         """Store an object of ``size`` bytes and say where it lies. It is private until ``report``; who
-        writes and then neither reports nor frees it has leaked it.
+        writes and then neither reports nor frees it has leaked it. Without its id it stays in memory until
+        ``report`` names it.
 
         Raises StoreFull when the node refuses, or the system has no memory; StoreWouldBlock when an extent
         were needed and ``may_wait`` is False; StoreClosed; TimeoutError.
@@ -70,17 +81,19 @@ class StoreClient(ClientLedger):
         if self._before_allocate is not None:
             self._before_allocate()
         try:
-            entry = self._write_once(size, chunks, may_wait, timeout)
+            entry = self._write_once(object_id, size, chunks, may_wait, timeout)
         except _Shortage:
             self._return_empty()  # keep nothing that we do not use
             try:
-                entry = self._write_once(size, chunks, may_wait, timeout)
+                entry = self._write_once(object_id, size, chunks, may_wait, timeout)
             except _Shortage as shortage:
                 info = {"os_error": str(shortage), "free": self._segments.free_bytes()}
                 raise StoreFull(size, info) from shortage.__cause__
         return (self._node_id, entry.segment_id, entry.offset, size)
 
-    def _write_once(self, size: int, chunks: Chunks, may_wait: bool, timeout: float | None) -> Entry:
+    def _write_once(
+        self, object_id: bytes, size: int, chunks: Chunks, may_wait: bool, timeout: float | None
+    ) -> Entry:
         segment_id, offset = self._room(size, may_wait, timeout)
         segment = self._maps[segment_id]
         try:
@@ -92,7 +105,7 @@ class StoreClient(ClientLedger):
             if isinstance(error, OSError):
                 raise _Shortage(str(error)) from error
             raise
-        entry = Entry(b"", (segment_id, offset, size), segment, mine=True)
+        entry = Entry(object_id, (segment_id, offset, size), segment, mine=True)
         with self._lock:
             self._written[segment_id, offset] = entry
         return entry
@@ -121,7 +134,7 @@ class StoreClient(ClientLedger):
             self._outbox.append(ExtentRequest(request_id, max(size, 1)))
         self._flush()
         try:
-            self._waits.wait(waiter, timeout)
+            self._memory_waits.wait(waiter, timeout)
         except BaseException:
             self._forget_request(request_id, pending)
             raise
@@ -193,7 +206,7 @@ class StoreClient(ClientLedger):
         sealed = []
         with self._lock:
             for object_id, location in objects:
-                entry = self._own(location)
+                entry = self._own(object_id, location)
                 if entry is not None and not entry.reported:
                     entry.reported = True
                     entry.object_id = object_id
@@ -207,17 +220,17 @@ class StoreClient(ClientLedger):
         told: list[Any] = [
             (i, *location[1:]) if location[0] == self._node_id else (i, *location[1:], location[0])
             for i, location in objects
-            if not self.free_own(location)
+            if not self.free_own(i, location)
         ]
         if told:
             with self._lock:
                 self._outbox.append(Free(told))
             self._flush()
 
-    def free_own(self, location: Location) -> bool:
+    def free_own(self, object_id: bytes, location: Location) -> bool:
         """Free a private object: no message is needed. False if it was reported, or is not ours."""
         with self._lock:
-            entry = self._own(location)
+            entry = self._own(object_id, location)
             if entry is None or entry.reported:
                 return False
             entry.freed = list(entry.owned)
@@ -226,15 +239,13 @@ class StoreClient(ClientLedger):
             self._serve_waiting()
         return True
 
-    def is_own(self, location: Location) -> bool:
-        """Whether this process wrote it, so that reading it needs no pin."""
-        with self._lock:
-            return self._own(location) is not None
-
-    def _own(self, location: Location) -> Entry | None:
+    def _own(self, object_id: bytes, location: Location) -> Entry | None:
+        """What this process wrote there, if it is that object: its place may have been reused (see Trim)."""
         node_id, segment_id, offset, _ = location
         entry = self._written.get((segment_id, offset))
-        return entry if entry is not None and entry.offset == offset and node_id == self._node_id else None
+        if entry is None or entry.offset != offset or node_id != self._node_id:
+            return None
+        return entry if entry.object_id in (object_id, b"") else None
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -254,8 +265,10 @@ class StoreClient(ClientLedger):
             self._waits.notify(waiter)
 
         self._ask_pins(held, missing, done)
+        here = all(location[0] == self._node_id for _, location in missing.values())
+        waits = self._memory_waits if here else self._waits
         try:
-            answered = self._waits.wait(waiter, timeout)
+            answered = waits.wait(waiter, timeout)
         except BaseException:
             acquisition.abandon()
             raise
@@ -296,8 +309,8 @@ class StoreClient(ClientLedger):
 
     def _readable(self, object_id: bytes, location: Location) -> Entry | None:
         """Its entry, if it can be read without asking the node."""
-        entry = self._own(location)
-        if entry is not None and not entry.freed and entry.object_id in (b"", object_id):
+        entry = self._own(object_id, location)
+        if entry is not None and not entry.freed:
             return entry
         entry = self._pinned.get(object_id)
         # When only parts are held, only they may be pinned: reading the whole again takes a new pin.

@@ -61,6 +61,10 @@ def describe_full(requested: int, info: dict[str, Any]) -> str:
             f" ({format_bytes(info.get('pinned_bytes', 0))} being read),"
             f" {format_bytes(info.get('unshared_bytes', 0))} with their writers"
         )
+    if info.get("on_disk"):
+        parts.append(f"{format_bytes(info['on_disk'])} are on disk")
+    if info.get("disk_error"):
+        parts.append(f"nothing more can be moved to disk: {info['disk_error']}")
     largest = info.get("largest") or []
     if largest:
         parts.append(
@@ -72,7 +76,13 @@ def describe_full(requested: int, info: dict[str, Any]) -> str:
         )
     if info.get("waited_s"):
         parts.append(f"waited {info['waited_s']:g} s for references to be dropped")
-    parts.append(
-        "drop references to large objects that you need no more, or start with a larger object_store_memory"
-    )
+    if info.get("disk_error"):
+        parts.append(
+            "make room there, name another folder (init(object_spilling_directory=…), MINRAY_SPILL_DIRS), or drop"
+            " references to large objects that you need no more"
+        )
+    else:
+        parts.append(
+            "drop references to large objects that you need no more, or start with a larger object_store_memory"
+        )
     return "; ".join(parts)

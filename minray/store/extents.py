@@ -25,73 +25,43 @@ many wait, and the answer follows when the node's own client (whose id is the no
 ``("pull", object_id, location)``, ``("unpull", object_id)``: nobody waits any more; ``("freed", object_id)``: others
 have a copy; ``("free_at", node_id, (object_id, …))``: for another node; ``("evicted", object_id)``.
 
+An object may be on disk instead (see ``admission``). A Pin brings it back: the answer follows when the restorer has
+written it into a segment of its own, or when ``restore_failed`` says why not.
+
 Invariants (``check_invariants``): reserved bytes never exceed the capacity; no two live objects overlap;
 nothing is given back while pinned; a segment without a writer goes once it is empty; every request is
-answered by its deadline, unless it waits for a pull; a pull that was asked for and has not ended has waiters.
+answered by its deadline, unless it waits for a pull or for the disk; a pull that was asked for and has not ended has waiters.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minray.store.book import Segment, SegmentBook
-from minray.store.catalog import Catalog, Copy, SharedObject, made_by
-from minray.store.segments import segment_name
+from minray.store.admission import MIB, TRIM_EVERY_S, Admission, Effect, StoreStats, remember
+from minray.store.catalog import Copy, SharedObject, made_by
+from minray.store.spilling import DISK, READING
 from minray.wire.errors import ProtocolError
 from minray.wire.messages import (
-    ExtentGrant,
-    ExtentRefused,
+    ExtentCancel,
     ExtentRequest,
     ExtentReturn,
     Free,
-    Freed,
     Location,
     Message,
     Narrow,
     Pin,
     Pinned,
     Sealed,
-    SegmentsGone,
-    Trim,
+    Trimmed,
     Unpin,
 )
 
-Effect = tuple[Any, ...]
-MIB = 1 << 20
-TRIM_EVERY_S = 0.25  # while somebody waits for memory
+__all__ = ["ADOPT_GRACE_S", "MIB", "TRIM_EVERY_S", "Effect", "ExtentTable", "StoreStats"]
+
 ADOPT_GRACE_S = 5.0  # how long an empty segment of a dead writer waits for what it did not report
-_REMEMBERED = 20_000  # ids of freed objects and of dead processes that are kept against stragglers
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """A snapshot of how full a store is, and with what. Sizes in bytes."""
-
-    capacity: int
-    reserved: int
-    segments: int
-    objects: int
-    object_bytes: int
-    pinned_bytes: int
-    unshared_bytes: int  # in extents, but not in shared objects: private to their writers, or free there
-    waiting: int
-    largest: tuple[tuple[str, int, int], ...]  # (hex of object id, size, processes that read it)
-
-    def as_info(self) -> dict[str, Any]:
-        """Built-in values, for ExtentRefused."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(slots=True)
-class _Request:
-    worker: bytes
-    request_id: int
-    size: int
-    since: float
-    deadline: float
 
 
 @dataclass(slots=True)
@@ -99,11 +69,13 @@ class _PinRequest:
     worker: bytes
     request_id: int
     answers: list[Any]
-    missing: dict[int, tuple[bytes, Location]]  # position → what its writer has not reported, or is pulled
-    deadline: float | None  # None: it waits for pulls only
+    missing: dict[int, tuple[bytes, Location]]  # position → what is not here (yet): see ``_try_pin``
+    deadline: float | None  # None: it waits for pulls, or for the disk
+    got: dict[int, tuple[bytes, Location]]  # position → what it has pinned already
+    parked: bool = False  # it had to let go of what it had; others come first
 
 
-class ExtentTable:
+class ExtentTable(Admission):
     """See the module. One per node; ``capacity`` in bytes, ``prefix`` starts the names of its segments."""
 
     def __init__(
@@ -115,27 +87,18 @@ class ExtentTable:
         extent_size: int = 64 * MIB,
         grace_s: float = 10.0,
         others: bool = False,
+        spills: bool = False,
     ) -> None:
-        if capacity <= 0:
-            raise ValueError(f"the capacity of a store is at least one byte, got {capacity}")
-        segment_name(prefix, 0xFFFFFFFF)  # a prefix that is too long is an error here, not later
-        self.capacity = capacity
+        super().__init__(
+            capacity, node_id=node_id, prefix=prefix, extent_size=extent_size, grace_s=grace_s, spills=spills
+        )
         self.others = others  # there may be other nodes to pull from
         self._node_id = node_id
-        self._prefix = prefix
-        self._grace_s = grace_s
-        self._book = SegmentBook(capacity, extent_size)
-        self._catalog = Catalog()
-        self._requests: deque[_Request] = deque()
         self._pin_requests: list[_PinRequest] = []
         self._pulling: dict[bytes, None] = {}
         self._early_frees: dict[bytes, int] = {}  # freed before its Sealed came: object → segment
         self._freed: OrderedDict[bytes, None] = OrderedDict()
-        self._dead: OrderedDict[bytes, None] = OrderedDict()
-        self._next_segment = 1
-        self._next_trim = 0.0
-        self._effects: list[Effect] = []
-        self._returned: dict[bytes, list[Copy]] = {}  # of this step, by writer
+        self._lost: OrderedDict[bytes, str] = OrderedDict()  # what the disk did not give back, and why
 
     # --- entrances --------------------------------------------------------------------------------
 
@@ -149,8 +112,10 @@ class ExtentTable:
 
     def process_died(self, worker: bytes, now: float) -> list[Effect]:
         """Its pins, its objects and its requests end; its segments are adopted."""
-        _remember(self._dead, worker)
-        self._requests = deque(r for r in self._requests if r.worker != worker)
+        remember(self._dead, worker)
+        for request in [r for r in self._requests if r.worker == worker]:
+            self._requests.remove(request)
+        self._owing.pop(worker, None)
         self._pin_requests = [r for r in self._pin_requests if r.worker != worker]
         pinned, owned = self._catalog.process_died(worker)
         for segment in self._book.writer_died(worker, now + ADOPT_GRACE_S):
@@ -164,25 +129,11 @@ class ExtentTable:
             self._begin_free(known)
         return self._done(now)
 
-    def create_failed(self, segment_id: int, reason: str, now: float) -> list[Effect]:
-        """The "create" effect failed: instead of its grant, the requester is refused.
-
-        The caller must not send the ExtentGrant of this segment.
-        """
-        segment = self._book.segments[segment_id]
-        self._book.remove(segment_id)
-        info = self.stats().as_info() | {"os_error": reason}
-        if segment.writer is not None:
-            self._send(segment.writer, ExtentRefused(segment.request_id, info))
-        return self._done(now)
-
     def tick(self, now: float) -> list[Effect]:
         """Time has passed; call it at ``next_deadline()``."""
-        for request in [r for r in self._requests if r.deadline <= now]:
-            self._requests.remove(request)
-            self._refuse(request, now)
+        self._tick_requests(now)
         for waiting in [w for w in self._pin_requests if w.deadline is not None and w.deadline <= now]:
-            late = {o for o, _ in waiting.missing.values() if o not in self._pulling}
+            late = {o for o, _ in waiting.missing.values() if o not in self._pulling and not self.knows(o)}
             self._give_up(waiting, late, lambda o: ("gone", f"{o.hex()} was never reported by its writer"))
             waiting.deadline = None
         self._pin_requests = [w for w in self._pin_requests if w.missing]
@@ -190,10 +141,8 @@ class ExtentTable:
 
     def next_deadline(self) -> float | None:
         """When ``tick`` has something to do; None if nothing is waiting."""
-        moments = [r.deadline for r in self._requests]
+        moments = list(self._moments())
         moments += [w.deadline for w in self._pin_requests if w.deadline is not None]
-        if self._requests and self._book.writers():
-            moments.append(self._next_trim)
         moments.extend(self._book.grace_ends())
         return min(moments, default=None)
 
@@ -205,68 +154,6 @@ class ExtentTable:
         effects, self._effects = self._effects, []
         return effects
 
-    # --- extents ----------------------------------------------------------------------------------
-
-    def _on_request(self, worker: bytes, message: ExtentRequest, now: float) -> None:
-        if message.size <= 0:
-            raise ProtocolError(f"an extent has at least one byte, asked for {message.size}")
-        request = _Request(worker, message.request_id, message.size, now, now + self._grace_s)
-        hopeless = self._book.least(message.size) > self.capacity
-        if hopeless or (self._grace_s <= 0 and not self._fits(request)):
-            self._refuse(request, now)
-        else:
-            self._requests.append(request)
-
-    def _on_return(self, worker: bytes, message: ExtentReturn, now: float) -> None:
-        for segment_id in message.segment_ids:
-            segment = self._book.writable_by(worker, segment_id)
-            if segment.ranges:
-                raise ProtocolError(f"segment {segment_id} came back with {len(segment.ranges)} objects")
-            self._unlink(segment)
-
-    def _fits(self, request: _Request) -> bool:
-        if self._book.least(request.size) > self._book.available:
-            for segment in self._book.abandoned(None):
-                self._unlink(segment)
-        return self._book.least(request.size) <= self._book.available
-
-    def _serve(self, now: float) -> None:
-        """Grant what fits, oldest first. For half of its grace a request that does not fit is overtaken;
-        then it holds up the later ones, so that a stream of small ones cannot starve it."""
-        left: deque[_Request] = deque()
-        held_up = False
-        for request in self._requests:
-            if held_up or not self._fits(request):
-                held_up = held_up or 2 * (now - request.since) >= request.deadline - request.since
-                left.append(request)
-            else:
-                self._grant(request)
-        self._requests = left
-        if left and now >= self._next_trim:
-            self._next_trim = now + TRIM_EVERY_S
-            for writer in self._book.writers():
-                self._send(writer, Trim())
-
-    def _grant(self, request: _Request) -> None:
-        segment_id = self._next_segment
-        self._next_segment += 1
-        name = segment_name(self._prefix, segment_id)
-        size = self._book.grant_size(request.worker, request.size)
-        self._book.add(Segment(segment_id, name, size, request.worker, request.request_id))
-        self._effects.append(("create", segment_id, name, size))
-        self._send(request.worker, ExtentGrant(request.request_id, segment_id, name, size))
-
-    def _refuse(self, request: _Request, now: float) -> None:
-        info = self.stats().as_info() | {"waited_s": round(now - request.since, 3)}
-        self._send(request.worker, ExtentRefused(request.request_id, info))
-
-    def _unlink(self, segment: Segment) -> None:
-        self._book.remove(segment.segment_id)
-        self._effects.append(("unlink", segment.segment_id, segment.name))
-        for reader in segment.readers:
-            if reader not in self._dead:
-                self._send(reader, SegmentsGone([segment.segment_id]))
-
     # --- objects ----------------------------------------------------------------------------------
 
     def _on_sealed(self, worker: bytes, message: Sealed, now: float) -> None:
@@ -277,14 +164,20 @@ class ExtentTable:
             if worker == self._node_id:
                 self._on_guest(known, object_id, (segment_id, offset, length), now)
                 continue
+            if worker == self.restorer_id:
+                self._on_restored(known, (segment_id, offset, length), now)
+                continue
             if known is not None and known.freeing:
                 self._early_frees.pop(object_id, None)
                 self._give_back([(segment_id, offset, length)])
                 continue
             if self._pulling.pop(object_id, 0) is None:  # it was made once more, here
                 self._effects.append(("unpull", object_id))
+            if known is not None and known.disk is not None:
+                self._release(known.disk[0], object_id)  # what counts is what was made now
             known = self._catalog.add(object_id, owner, (segment_id, offset, length))
             self._freed.pop(object_id, None)
+            self._lost.pop(object_id, None)
             if object_id in self._early_frees or owner in self._dead:
                 self._retry_pins(now, object_id)  # they came before the end
                 self._early_frees.pop(object_id, None)
@@ -301,8 +194,9 @@ class ExtentTable:
                 self._forget(object_id)
                 continue
             known = self._catalog.get(object_id)
-            reported = known is not None and (segment_id, offset, length) in known.copies
-            before = known is None and object_id in self._freed
+            place = (segment_id, offset, length)
+            reported = known is not None and (place in known.copies or place in known.was)
+            before = known is None and (object_id in self._freed or object_id in self._lost)
             if known is not None:
                 self._begin_free(known)
             if not reported and not before and self._book.writer_of(segment_id) is not None:
@@ -311,7 +205,8 @@ class ExtentTable:
     def _begin_free(self, known: SharedObject) -> None:
         if not known.freeing:
             known.freeing = True
-            _remember(self._freed, known.object_id)
+            remember(self._freed, known.object_id)
+            self._release_disk(known)
             if known.lent:
                 self._effects.append(("freed", known.object_id))
         self._settle(known)
@@ -326,17 +221,10 @@ class ExtentTable:
         elif not known.pins and len(known.copies) > 1 and known.chosen is not None:
             self._give_back(self._catalog.drop_other_copies(known, known.chosen))
 
-    def _give_back(self, ranges: list[Copy]) -> None:
-        for segment_id, offset, length in ranges:
-            segment = self._book.segments[segment_id]
-            segment.vacate(offset, length)
-            if segment.writer is not None:
-                self._returned.setdefault(segment.writer, []).append((segment_id, offset, length))
-
     # --- pins -------------------------------------------------------------------------------------
 
     def _on_pin(self, worker: bytes, message: Pin, now: float) -> None:
-        waiting = _PinRequest(worker, message.request_id, [], {}, now + self._grace_s)
+        waiting = _PinRequest(worker, message.request_id, [], {}, now + self._grace_s, {})
         for object_id, hint in message.objects:
             waiting.missing[len(waiting.answers)] = (object_id, hint)
             waiting.answers.append(None)
@@ -348,6 +236,8 @@ class ExtentTable:
 
     def _retry_pins(self, now: float, object_id: bytes | None = None) -> None:
         for waiting in self._pin_requests:
+            if waiting.parked:
+                continue
             if object_id is None or any(object_id == o for o, _ in waiting.missing.values()):
                 self._try_pins(waiting)
                 if not waiting.missing:
@@ -360,9 +250,12 @@ class ExtentTable:
             if answer is not None:
                 waiting.answers[position] = answer
                 del waiting.missing[position]
+                if answer[0] != "gone":
+                    waiting.got[position] = (object_id, hint)
 
     def _try_pin(self, worker: bytes, object_id: bytes, hint: Location) -> tuple[Any, ...] | None:
-        """The answer for one object, or None: its writer lives and will report it."""
+        """The answer for one object, or None: its writer lives and will report it, or it is on its way here from
+        another node, or from the disk."""
         node_id, segment_id, offset, length = hint
         known = self._catalog.get(object_id)
         if known is None:
@@ -372,6 +265,8 @@ class ExtentTable:
                     self._pulling[object_id] = None
                     self._effects.append(("pull", object_id, hint))
                 return None
+            if object_id in self._lost:
+                return ("gone", self._lost[object_id], "lost")
             if object_id in self._freed:
                 return ("gone", "its owner freed it")
             if node_id != self._node_id or segment is None:
@@ -386,6 +281,11 @@ class ExtentTable:
             known = self._catalog.add(object_id, None, (segment_id, offset, length))
         elif known.freeing:
             return ("gone", "its owner freed it")
+        if not known.copies:
+            if known.state == DISK:
+                self._catalog.read(known)
+                self._effects.append(("restore", object_id, known.disk, known.size))
+            return None
         copy = hint[1:] if hint[1:] in known.copies else known.copies[0]
         known.chosen = copy
         self._catalog.pin(known, worker)
@@ -444,28 +344,6 @@ class ExtentTable:
             self._settle(known)
         return self._done(now)
 
-    @property
-    def is_short(self) -> bool:
-        """Whether somebody waits for memory."""
-        return bool(self._requests)
-
-    def evict(self, now: float) -> list[Effect]:
-        """Let guests go that nobody reads, as many as whoever waits for memory needs; [] if there are none."""
-        short = sum(self._book.least(request.size) for request in self._requests) - self._book.available
-        victims: list[SharedObject] = []
-        for known in self._catalog.evictable():
-            if short <= 0:
-                break
-            victims.append(known)
-            short -= known.copies[0][2]
-        for known in victims:
-            self._evict(known)
-        return self._done(now) if victims else []
-
-    def _evict(self, known: SharedObject) -> None:
-        self._effects.append(("evicted", known.object_id))
-        self._give_back(self._catalog.end(known))
-
     def _forget(self, object_id: bytes) -> None:
         """It was freed where it comes from."""
         known = self._catalog.get(object_id)
@@ -476,6 +354,59 @@ class ExtentTable:
             del self._pulling[object_id]
             self._effects.append(("unpull", object_id))
             self._give_up_all(object_id, ("gone", "its owner freed it"))
+
+    # --- back from disk -----------------------------------------------------------------------------
+
+    def _on_restored(self, known: SharedObject | None, copy: Copy, now: float) -> None:
+        """The restorer has written it."""
+        if known is None or known.state != READING:  # it was freed, or made again
+            self._give_back([copy])
+        else:
+            self._catalog.here(known, copy)
+            self._spills.restored(copy[2])
+            self._retry_pins(now, known.object_id)
+
+    def is_read_from(self, object_id: bytes, place: tuple[int, int]) -> bool:
+        """Whether this is still what is wanted of the disk."""
+        known = self._catalog.get(object_id)
+        return known is not None and known.state == READING and known.disk == place
+
+    def restore_failed(self, object_id: bytes, reason: str, kind: str, now: float) -> list[Effect]:
+        """It cannot be read: there is no room for it ("full"), or the disk has lost it ("lost")."""
+        known = self._catalog.get(object_id)
+        if known is None or known.state != READING:
+            return []
+        self._catalog.here(known, None)
+        if kind == "lost":
+            remember(self._lost, object_id, reason)
+            self._release_disk(known)
+            if known.lent:
+                self._effects.append(("freed", object_id))
+            self._give_back(self._catalog.end(known))
+        self._give_up_all(object_id, ("gone", reason, kind))
+        return self._done(now)
+
+    def _park(self) -> bool:
+        """Those that wait for several objects hold what is there already. If nothing else can go, all but the first
+        of them let go of it: or each would wait for the memory of the other."""
+        waiting = [w for w in self._pin_requests if w.got and not w.parked]
+        for one in waiting[1:]:
+            one.parked = True
+            for position, (object_id, hint) in one.got.items():
+                known = self._catalog.objects[object_id]
+                self._catalog.unpin(known, one.worker)
+                one.missing[position] = (object_id, hint)
+                self._settle(known)
+            one.got = {}
+        return len(waiting) > 1
+
+    def _unpark(self, now: float) -> None:
+        if not self._pin_requests:
+            return
+        parked = [w for w in self._pin_requests if w.parked]
+        if parked and (not self._requests or len(parked) == len(self._pin_requests)):
+            parked[0].parked = False
+            self._retry_pins(now)
 
     def _on_guest(self, known: SharedObject | None, object_id: bytes, copy: Copy, now: float) -> None:
         """The node's own client has written what was pulled."""
@@ -509,51 +440,18 @@ class ExtentTable:
                 del self._pulling[object_id]
                 self._effects.append(("unpull", object_id))
 
-    # --- the end of every step --------------------------------------------------------------------
-
-    def _send(self, worker: bytes, message: Message) -> None:
-        self._effects.append(("send", worker, message))
-
-    def _done(self, now: float) -> list[Effect]:
-        for segment in self._book.abandoned(now):
-            self._unlink(segment)
-        for writer, ranges in self._returned.items():
-            self._send(writer, Freed([(s, o, n) for s, o, n in ranges]))
-        if self._returned:
-            self._returned = {}
-            self._next_trim = now  # something may be empty now
-        if self._requests:
-            self._serve(now)
-        effects, self._effects = self._effects, []
-        return effects
-
-    @property
-    def reserved(self) -> int:
-        """Bytes that nobody else can have at this moment."""
-        return self._book.reserved
-
-    def stats(self) -> StoreStats:
-        """How full the store is, and with what."""
-        pinned = [known for known in self._catalog.objects.values() if known.pins]
-        by_size = sorted(self._catalog.objects.values(), key=lambda k: -k.copies[0][2])[:3]
-        return StoreStats(
-            capacity=self.capacity,
-            reserved=self._book.reserved,
-            segments=len(self._book.segments),
-            objects=len(self._catalog),
-            object_bytes=self._catalog.bytes,
-            pinned_bytes=sum(known.copies[0][2] for known in pinned),
-            unshared_bytes=self._book.reserved - self._catalog.bytes,
-            waiting=len(self._requests),
-            largest=tuple((k.object_id.hex(), k.copies[0][2], len(k.pins)) for k in by_size),
-        )
+    # --- for tests and the debug setting ------------------------------------------------------------
 
     def check_invariants(self) -> None:
         """AssertionError if the store is not what this module promises."""
         self._book.check_invariants()
         self._catalog.check_invariants()
+        self._spills.check_invariants()
+        self._check_files()
         expected: dict[int, list[tuple[int, int]]] = {}
         for known in self._catalog.objects.values():
+            if not known.copies:
+                continue
             if known.remaining is not None:
                 segment_id, offset, _ = known.copies[0]
                 for start, end in known.remaining:
@@ -569,16 +467,23 @@ class ExtentTable:
         assert set(self._pulling) <= wanted, "a pull for nobody"
         assert not self._effects and not self._returned
 
-
-def _remember(ids: OrderedDict[bytes, None], item: bytes) -> None:
-    ids[item] = None
-    if len(ids) > _REMEMBERED:
-        ids.popitem(last=False)
+    def _check_files(self) -> None:
+        """What is on disk is there for an object, but for what was freed while its file is written."""
+        for number, file in self._spills.files.items():
+            for object_id, (offset, length) in file.objects.items():
+                known = self._catalog.get(object_id)
+                if not file.writing:
+                    assert known is not None and known.disk == (number, offset) and known.size == length
+        for known in self._catalog.objects.values():
+            assert known.disk is None or known.object_id in self._spills.files[known.disk[0]].objects
+            assert not known.batch or known.object_id in self._spills.files[known.batch].objects
 
 
 _HANDLERS: dict[type[Message], Any] = {
     ExtentRequest: ExtentTable._on_request,
+    ExtentCancel: ExtentTable._on_cancel,
     ExtentReturn: ExtentTable._on_return,
+    Trimmed: ExtentTable._on_trimmed,
     Sealed: ExtentTable._on_sealed,
     Free: ExtentTable._on_free,
     Pin: ExtentTable._on_pin,

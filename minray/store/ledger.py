@@ -23,6 +23,7 @@ from minray.store.mapping import SegmentMap, aligned
 from minray.store.segments import Segments
 from minray.store.waiting import Pending, ThreadWaits, Waits
 from minray.wire.messages import (
+    ExtentCancel,
     ExtentGrant,
     ExtentRefused,
     ExtentReturn,
@@ -30,8 +31,10 @@ from minray.wire.messages import (
     Message,
     Narrow,
     Pinned,
+    Sealed,
     SegmentsGone,
     Trim,
+    Trimmed,
     Unpin,
 )
 
@@ -51,6 +54,7 @@ class ClientLedger:
         worker_id: bytes,
         send: Callable[[Message], None],
         waits: Waits | None = None,
+        memory_waits: Waits | None = None,
         before_allocate: Callable[[], None] | None = None,
         wake: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -60,6 +64,7 @@ class ClientLedger:
         self._worker_id = worker_id
         self._send = send
         self._waits: Waits = ThreadWaits() if waits is None else waits
+        self._memory_waits = self._waits if memory_waits is None else memory_waits
         self._before_allocate = before_allocate
         self._wake = wake
         self._clock = clock
@@ -187,9 +192,23 @@ class ClientLedger:
                     pending.answer = self._arena.allocate(pending.size, self._clock())
                     if pending.answer is not None:
                         del self._pending[request_id]
+                        self._outbox.append(ExtentCancel(request_id))
                         served.append(pending)
+        self._flush()
         for pending in served:
             pending.callback(pending)
+
+    def _offer_locked(self) -> None:
+        """Report what is private, ours, and read by nobody: the node may move it to disk."""
+        me = self._worker_id[:12]
+        sealed = []
+        for entry in self._written.values():
+            # What was written for another owner is reported by whoever wrote it, at once.
+            if not entry.reported and not entry.freed and not entry.is_held and entry.object_id[:12] == me:
+                entry.reported = True
+                sealed.append((entry.object_id, self._worker_id, entry.segment_id, entry.offset, entry.length))
+        if sealed:
+            self._outbox.append(Sealed(sealed))
 
     # --- the node's messages ----------------------------------------------------------------------
 
@@ -204,8 +223,7 @@ class ClientLedger:
         elif isinstance(message, Freed):
             self._on_freed(message)
         elif isinstance(message, Trim):
-            self.drain()
-            self._return_empty()
+            self._on_trim()
         elif isinstance(message, SegmentsGone):
             with self._lock:
                 for segment_id in message.segment_ids:
@@ -259,6 +277,14 @@ class ClientLedger:
         if pending is not None:
             pending.error = error(pending)
             pending.callback(pending)
+
+    def _on_trim(self) -> None:
+        self.drain()
+        self._return_empty()
+        with self._lock:
+            self._offer_locked()
+            self._outbox.append(Trimmed())
+        self._flush()
 
     def _on_grant(self, grant: ExtentGrant) -> None:
         try:

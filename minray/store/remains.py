@@ -1,4 +1,4 @@
-"""The end of a session's files, for whoever survives it or finds it dead: segments first, then the folder.
+"""The end of a session's files, for whoever survives it or finds it dead: segments, spilled objects, the folder.
 
 Called by node (and its zygote and reaper), by worker.launch and worker.session_folder, by daemon. Everything here
 is idempotent and never raises for what is gone already. Loads little: every start of a driver has it.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 
-from minray.store import segments
+from minray.store import segments, spill_folders
 
 
 def remove_session(folder: str) -> None:
-    """Unlink the segments that the journal of a session names, then remove its folder."""
+    """Unlink the segments that the journal of a session names and what it has spilled, then remove its folder."""
     try:
         segments.sweep(folder)
     except (OSError, ValueError):  # no journal that can be read: nothing more can be known
         pass
+    for spilled in spill_folders.listed(folder):
+        if not os.path.islink(spilled):
+            remove_tree(spilled)
     remove_tree(folder)
 
 

@@ -362,7 +362,7 @@ class Unpin(Message):
 
 @message(60)
 class Trim(Message):
-    """Node → writers: return what is empty, memory is short."""
+    """Node → writers: memory is short. Return what is empty, report what may go to disk, then say Trimmed."""
 
 
 @message(61)
@@ -378,6 +378,25 @@ class Narrow(Message):
     to the object. Holds until its last Unpin or its next Pin; lets the rest go once the object is freed."""
 
     objects: list[tuple[bytes, list[tuple[int, int]]]]
+
+
+@message(63)
+class Trimmed(Message):
+    """Writer → node, for each Trim: what is empty has come back, and what was private is reported."""
+
+
+@message(64)
+class ExtentCancel(Message):
+    """Process → node: that request is not needed any more. What was granted meanwhile stays granted."""
+
+    request_id: int
+
+
+@message(65)
+class StoreReport(Message):
+    """Node → GCS, when it changes: how much of its objects is on disk, for humans."""
+
+    store: dict[str, int]  # on_disk, spilled_bytes, restored_bytes
 
 
 # --- owner ↔ leased worker or actor -----------------------------------------------------------

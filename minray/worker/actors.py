@@ -124,7 +124,7 @@ class ActorOps(StreamOps):
         large_id = core.object_id(core.next_seq(), 0)
         payload: Any = None
         if s.total > self.config.inline_limit:
-            stored = self.write(s)
+            stored = self.write(s, large_id)
             self.store.report([(large_id, stored[0])])
             payload = ("stored", (*stored, refs), large_id, me)
         with self.lock:

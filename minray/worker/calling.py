@@ -150,7 +150,7 @@ class Caller:
     def outgoing(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
         """One value on its way to the owner, with the grants for the references inside it."""
         rt = self.rt
-        status, stored, nested = rt.encode(value)
+        status, stored, nested = rt.encode(value, object_id)
         if status == INLINE and type(stored) is bytes:
             return status, stored
         owner = running.owner

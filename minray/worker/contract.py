@@ -244,9 +244,9 @@ class Runtime(Protocol):
         must not block, and raises nothing. ``await ref`` and ``ref.future()`` are built on it alone."""
         ...
 
-    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
-        """For each: ids of the nodes that have it, as far as this process and its node know, and its size in
-        bytes. ([], None) while it is not there, or of an error."""
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None, bool]]:
+        """For each: ids of the nodes that have it, as far as this process and its node know; its size in
+        bytes; whether this node has it on disk. ([], None, False) while it is not there, or of an error."""
         ...
 
     def cancel(self, ref: ObjectRef[Any], force: bool, recursive: bool) -> None:

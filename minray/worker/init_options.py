@@ -9,6 +9,8 @@ Invariant: an InitOptions is valid; ``config`` already holds what its keywords s
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -25,16 +27,15 @@ IGNORED = frozenset(
     {
         "include_dashboard", "dashboard_host", "dashboard_port", "configure_logging", "logging_level",
         "logging_format", "_metrics_export_port", "_enable_object_reconstruction",
-        "object_spilling_directory",
         "_redis_max_memory", "_redis_username", "_redis_password", "_driver_object_store_memory",
-        "_plasma_directory", "_object_spilling_directory", "_skip_env_hook", "_cluster_id",
+        "_plasma_directory", "_skip_env_hook", "_cluster_id",
         "_tracing_startup_hook",
         "enable_resource_isolation", "system_reserved_cpu", "system_reserved_memory", "storage",
     }
 )  # fmt: skip
 _OF_A_CLUSTER = (
     "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "_system_config", "_node_name",
-    "_memory",
+    "_memory", "object_spilling_directory", "_object_spilling_directory",
 )  # fmt: skip
 
 
@@ -78,10 +79,12 @@ class InitOptions:
         said = {name: value for name, value in given.items() if value is not None}
         job = _job_config(said.pop("job_config", None))
         system = said.get("_system_config") or {}
-        settings = {name: value for name, value in system.items() if name in _SETTINGS}
+        settings = {name: value for name, value in system.items() if name in _SETTINGS and name != "spill_dirs"}
+        folders = said.get("object_spilling_directory", said.get("_object_spilling_directory"))
         config = Config.from_env(
             temp_dir=said.get("_temp_dir"),
             store_memory=_store_memory(said.get("object_store_memory")),
+            spill_dirs=_spill_dirs(folders, system),
             log_to_driver=said.get("log_to_driver"),
             **settings,
         )
@@ -119,7 +122,8 @@ _KEYWORDS = frozenset(
     {
         "num_cpus", "num_gpus", "resources", "labels", "object_store_memory", "local_mode", "job_config",
         "log_to_driver", "namespace", "runtime_env", "_node_ip_address", "_memory", "_temp_dir",
-        "_system_config", "_node_name", "_node_id",
+        "_system_config", "_node_name", "_node_id", "object_spilling_directory",
+        "_object_spilling_directory",
     }
 )  # fmt: skip
 _SETTINGS = frozenset(f.name for f in fields(Config))
@@ -160,6 +164,29 @@ def _store_memory(value: Any) -> Any:
             f"object_store_memory is given in bytes and must be at least {MIN_STORE_MEMORY}, got {value!r}"
         )
     return size
+
+
+def _spill_dirs(given: Any, system: Mapping[str, Any]) -> str | None:
+    """The setting ``spill_dirs``: of the keyword, of ``_system_config``, or of Ray's older JSON there."""
+    if given is not None:
+        if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+            raise TypeError(f"object_spilling_directory must be the path of a folder, got {given!r}")
+        return str(os.fspath(given))
+    if "object_spilling_config" not in system:
+        return system.get("spill_dirs")
+    text = system["object_spilling_config"]
+    try:
+        said = json.loads(text)
+        folders = said["params"]["directory_path"] if said["type"] == "filesystem" else None
+    except (TypeError, ValueError, KeyError):
+        folders = None
+    folders = [folders] if isinstance(folders, str) else folders
+    if not isinstance(folders, list) or not folders or not all(isinstance(one, str) and one for one in folders):
+        raise ValueError(
+            f"_system_config={{'object_spilling_config': {text!r}}} is understood only as JSON like"
+            ' {"type": "filesystem", "params": {"directory_path": ["/a", "/b"]}}'
+        )
+    return os.pathsep.join(folders)
 
 
 def _resources(given: Any) -> dict[str, float]:

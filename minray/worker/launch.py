@@ -34,8 +34,10 @@ from typing import Any, ClassVar
 
 from minray._base.child_code import child_code
 from minray._base.config import BLAS_THREAD_VARIABLES, MALLOC_VARIABLES, Config, child_environ
+from minray._base.machine import check_store_memory
 from minray._base.process import own_identity, start_time
 from minray.exceptions import RaySystemError
+from minray.store import spill_folders
 from minray.store.remains import remove_session, remove_tree
 from minray.wire.codec import encode
 from minray.wire.secret import make_token, token_of
@@ -191,10 +193,14 @@ def launch(
     Returns at once: whether the node could join, the head says (``nodes``), or the node by its end.
 
     Raises:
+        ValueError: more object_store_memory than there is memory; a folder for spilled objects that is none.
         RaySystemError: no folder, no socket or no process can be made; the text names the fix.
         minray.wire.secret.TokenError: a cluster's token was given that cannot be one.
         minray.wire.tls.TlsFileError: a cluster's files for TLS cannot be used.
     """
+    check_store_memory(config, (node or {}).get("object_store_memory"))
+    if config.spill:
+        spill_folders.check(config.spill_dirs)
     if cluster is not None and config.tls is not None:
         from minray.wire.tls import Tls  # ssl takes its time
 

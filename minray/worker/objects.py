@@ -20,6 +20,7 @@ from minray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     ObjectStoreFullError,
+    OutOfDiskError,
     OwnerDiedError,
     RayError,
     RaySystemError,
@@ -37,6 +38,7 @@ from minray.worker.tasks import ERROR, INLINE, STORED
 
 PENDING = 0
 SAY_AFTER_S = 60.0  # a get that has waited this long says on what
+READ_S = 1.0  # what our node gets, at least, to say where an object of its own is: usually in memory
 ASK_S = 0.1  # what our node gets, at least, to say that it has a copy of what lies on another
 
 
@@ -65,23 +67,25 @@ class ObjectOps(Link):
 
     # -- encoding ------------------------------------------------------------------------------------
 
-    def encode(self, value: Any) -> tuple[int, Any, list[ObjectRef[Any]]]:
-        """(status, value without its references, nested ObjectRefs). Not under the lock."""
+    def encode(self, value: Any, object_id: bytes) -> tuple[int, Any, list[ObjectRef[Any]]]:
+        """(status, value without its references, nested ObjectRefs) of that object. Not under the lock."""
         s = serialize(value, self.config.inline_limit)
         if s.total <= self.config.inline_limit:
             if not s.buffers and not s.refs:
                 return INLINE, s.data, s.refs
             return INLINE, (s.data, [bytes(b) for b in s.buffers]), s.refs
-        return STORED, self.write(s), s.refs
+        return STORED, self.write(s, object_id), s.refs
 
-    def write(self, s: Serialized) -> tuple[Any, int]:
-        """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError."""
+    def write(self, s: Serialized, object_id: bytes) -> tuple[Any, int]:
+        """Large: into shared memory. Blocks while the store is full; ObjectStoreFullError, OutOfDiskError."""
         if self.owned():
             self.must_not_wait("storing a large value")
         size, chunks = layout(s)
         try:
-            return self.store.write(size, chunks), size
+            return self.store.write(size, chunks, object_id), size
         except StoreFull as error:
+            if error.info.get("disk_error"):
+                raise OutOfDiskError(str(error)) from None
             raise ObjectStoreFullError(str(error), error.info) from None
 
     def with_refs(self, value: Any, refs: list[tuple[bytes, Address, bool]]) -> Any:
@@ -135,13 +139,14 @@ class ObjectOps(Link):
 
     def _acquire(self, wanted: list[tuple[bytes, Any]], deadline: float | None) -> list[Hold | Gone]:
         timeout = None
-        if deadline is not None and any(location[0] != self.node_id for _, location in wanted):
-            timeout = max(ASK_S, deadline - monotonic())
+        if deadline is not None:
+            here = all(location[0] == self.node_id for _, location in wanted)
+            timeout = max(READ_S if here else ASK_S, deadline - monotonic())
         try:
             held: list[Hold | Gone] = self.store.acquire(wanted, timeout)
         except TimeoutError:
             what = f"{len(wanted)} stored objects are" if len(wanted) > 1 else f"object {wanted[0][0].hex()} is"
-            raise GetTimeoutError(f"get timed out: {what} on the way from another node") from None
+            raise GetTimeoutError(f"get timed out: {what} on the way from another node, or from disk") from None
         return held
 
     def _load_stored(
@@ -216,7 +221,7 @@ class ObjectOps(Link):
         """A living owner frees nothing that is borrowed: if it was freed, its owner is dead, announced or not yet."""
         reason = gone.reason
         if gone.kind == "full":
-            return ObjectStoreFullError(f"object {object_id.hex()} is on another node, and {reason}")
+            return ObjectStoreFullError(f"object {object_id.hex()} cannot be brought into this node's memory: {reason}")
         if gone.kind == "lost" or owner is None or owner[1] == self.core.me[1]:
             return ObjectLostError(object_id.hex(), None, "", reason)
         return OwnerDiedError(object_id.hex(), None, "", f"its owner, worker {owner[1].hex()[:8]}, is dead: {reason}")
@@ -227,7 +232,7 @@ class ObjectOps(Link):
         """See the contract."""
         core = self.core
         object_id = core.object_id(core.next_seq(), 0)
-        status, stored, nested = self.encode(value)
+        status, stored, nested = self.encode(value, object_id)
         ref = make_ref(object_id, None, self)
         if self.owned():
             self.inbox.append(partial(self._put, object_id, status, stored, nested))
@@ -358,6 +363,10 @@ class ObjectOps(Link):
     def wait_in_user_code(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
         """A worker's executor overrides this: others may have its CPU meanwhile."""
         return wait(waiter, timeout)
+
+    def wait_for_memory(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
+        """Wait for the store. A worker overrides this: it keeps its CPU."""
+        return self.wait_in_user_code(wait, waiter, timeout)
 
     def _on_what(self, records: list[ObjectRecord]) -> str:
         """One line about the unfinished among them."""

@@ -60,6 +60,13 @@ class _Waits:
         self._rt.reactor.notify(waiter)
 
 
+class _MemoryWaits(_Waits):
+    """The same, for memory."""
+
+    def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        return self._rt.wait_for_memory(self._rt.reactor.wait, waiter, timeout)
+
+
 class CoreWorker(ActorOps):
     """A process of the session that submits, owns and borrows. See contract.Runtime."""
 
@@ -122,6 +129,7 @@ class CoreWorker(ActorOps):
             worker_id=self.worker_id,
             send=self.tell_node,
             waits=_Waits(self),
+            memory_waits=_MemoryWaits(self),
             before_allocate=self._let_go,
             wake=lambda: self.post(self.store.drain),
         )
@@ -287,6 +295,11 @@ class WorkerRuntime(CoreWorker):
         if who is None:
             return wait(waiter, timeout)
         return bool(who.wait(wait, waiter, timeout))
+
+    def wait_for_memory(self, wait: Callable[..., bool], waiter: Waiter, timeout: float | None) -> bool:
+        """Objects: our CPU stays ours, but the results that are there leave: what they let go of may be the room."""
+        who = self.actor if self.actor is not None else self.executor
+        return wait(waiter, timeout) if who is None else wait(waiter, timeout, on_block=who.flush)
 
     def tell_blocked(self) -> None:
         """The actor waits inside the runtime."""

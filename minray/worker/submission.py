@@ -235,7 +235,7 @@ class Submission(GroupOps):
         """Large arguments: an object of their own in shared memory, which lives as long as the task."""
         core = self.core
         object_id = core.object_id(task.seq, 0)
-        stored = self.write(s)
+        stored = self.write(s, object_id)
         me = core.me
         self.store.report([(object_id, stored[0])])
         refs = [(self._checked(r), r._owner or me, False) for r in s.refs]

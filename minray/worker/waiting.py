@@ -240,9 +240,9 @@ class WaitOps(ObjectOps):
         if not pending:
             callback()
 
-    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None, bool]]:
         """See the contract."""
-        found: list[tuple[list[bytes], int | None]] = []
+        found: list[tuple[list[bytes], int | None, bool]] = []
         stored: dict[int, bytes] = {}
         with self.lock:
             for ref in refs:
@@ -250,17 +250,17 @@ class WaitOps(ObjectOps):
                 value = record.value
                 if record.status == STORED:
                     stored[len(found)] = ref._id
-                    found.append(([value[0][0]], value[1]))
+                    found.append(([value[0][0]], value[1], False))
                 elif record.status == INLINE:
                     size = len(value) if type(value) is bytes else len(value[0]) + sum(map(len, value[1]))
-                    found.append(([(record.owner or self.core.me)[0]], size))
+                    found.append(([(record.owner or self.core.me)[0]], size, False))
                 else:
-                    found.append(([], None))
+                    found.append(([], None, False))
             self.leave()
-        if stored and self.clustered:
+        if stored:
             known = self.request(self.node, "object_copies", (list(stored.values()),), None)
-            for i, nodes in zip(stored, known, strict=True):
-                found[i] = (list(dict.fromkeys(found[i][0] + nodes)), found[i][1])
+            for i, (nodes, did_spill) in zip(stored, known, strict=True):
+                found[i] = (list(dict.fromkeys(found[i][0] + nodes)), found[i][1], did_spill)
         return found
 
 

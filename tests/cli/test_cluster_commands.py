@@ -34,7 +34,8 @@ def test_what_start_takes() -> None:
     words = (
         "--head --host=10.0.0.1 --port=6379 --num-cpus=2 --num-gpus=0.5 --labels=rack=a,disk=ssd --node-name=n "
         "--object-store-memory=2G --memory=1024 --temp-dir=/t --token-file=/f --block "
-        "--tls-cert=/c --tls-key=/k --tls-ca=/a --min-worker-port=20000 --max-worker-port=20999"
+        "--tls-cert=/c --tls-key=/k --tls-ca=/a --min-worker-port=20000 --max-worker-port=20999 "
+        "--object-spilling-directory=/s"
     )
     said = vars(parsed(start, *words.split(), "--resources", '{"license": 2}'))
     assert said == {
@@ -42,6 +43,7 @@ def test_what_start_takes() -> None:
         "labels": {"rack": "a", "disk": "ssd"}, "resources": {"license": 2}, "node_name": "n",
         "object_store_memory": 2 << 30, "memory": 1024, "temp_dir": "/t", "token_file": "/f", "block": True,
         "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a", "min_worker_port": 20000, "max_worker_port": 20999,
+        "spill_dirs": "/s",
     }  # fmt: skip
 
 
@@ -151,7 +153,7 @@ def test_a_folder_of_ones_own_is_in_the_next_commands() -> None:
 def node(name: str, totals: dict[str, float], available: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:
     return {
         "node_id": name * 28, "node_name": "", "address": "10.0.0.1", "hostname": f"host-{name}", "alive": True,
-        "death_reason": "", "labels": {}, "totals": totals, "load": 0, "waiting": [],
+        "death_reason": "", "labels": {}, "totals": totals, "load": 0, "waiting": [], "store": {},
         "available": totals if available is None else available, **more,
     }  # fmt: skip
 
@@ -169,6 +171,18 @@ def test_nodes_in_columns() -> None:
         "",
         "Nothing waits.",
     ]
+
+
+def test_what_is_on_disk() -> None:
+    store = {"on_disk": 512 << 20, "spilled_bytes": 3 << 30, "restored_bytes": 1 << 30}
+    text = status.report("h:1", [node("ab", {"CPU": 1}, store=store), node("cd", {"CPU": 1})])
+    assert text[2:5] == [
+        "NODE      ADDRESS   NAME     CPU  ON DISK",
+        "abababab  10.0.0.1  host-ab  0/1  0.5G (out 3.0G, back 1.0G)",
+        "cdcdcdcd  10.0.0.1  host-cd  0/1",
+    ]
+    small = {"on_disk": 0, "spilled_bytes": 3 << 20, "restored_bytes": 1 << 20}
+    assert "0.0M (out 3.0M, back 1.0M)" in status.report("h:1", [node("ab", {"CPU": 1}, store=small)])[3]
 
 
 def test_the_dead_are_told_with_their_reasons() -> None:

@@ -121,8 +121,8 @@ def test_no_room_for_a_copy_says_so(make_cluster):
         store_full_grace_s=0.1,
     )
     cluster.connect()
-    kept = ray.put(np.zeros(70 * MIB, dtype=np.uint8))
-    with pytest.raises(ObjectStoreFullError, match="is on another node, and there is no room on this node"):
+    kept = ray.get(ray.put(np.zeros(70 * MIB, dtype=np.uint8)))
+    with pytest.raises(ObjectStoreFullError, match="there is no room on this node"):
         ray.get(far(make).remote(LARGE, 1))
     assert kept is not None
 
@@ -164,3 +164,27 @@ def test_locations_of_what_is_small_not_there_or_no_reference(two):
     with pytest.raises(TypeError, match="got int"):
         get_object_locations([1])
     ray.cancel(slow, force=True)
+
+
+def test_a_spilled_object_crosses_straight_from_its_file(make_cluster, tmp_path):
+    """Its home does not bring it back into memory for that, and loses nothing of it."""
+    cluster = make_cluster(
+        {
+            "num_cpus": 1, "resources": {"far": 1}, "object_store_memory": 80 * MIB,
+            "object_spilling_directory": tmp_path,
+        },
+        head={"num_cpus": 1, "object_store_memory": 80 * MIB},
+    )  # fmt: skip
+    cluster.connect()
+    (node,) = cluster.worker_nodes
+    refs = [far(make).remote(LARGE, seed) for seed in range(12)]
+    ray.wait(refs, num_returns=len(refs), fetch_local=False)
+    before = ask_node(cluster, node, "stats")["store"]
+    assert before["spilled_bytes"] >= 8 * LARGE and before["restored_bytes"] == 0
+    for seed, ref in enumerate(refs):
+        assert total(ray.get(ref)) == total(make(LARGE, seed))
+    assert ask_node(cluster, node, "stats")["store"]["restored_bytes"] == 0
+    assert ray.get(far(total_inside).remote([refs[0]])) == total(make(LARGE, 0))  # there it comes back
+    assert ask_node(cluster, node, "stats")["store"]["restored_bytes"] >= LARGE
+    refs = ref = None
+    eventually(lambda: not any(list(folder.iterdir()) for folder in tmp_path.iterdir()), "its files are gone")

@@ -11,11 +11,14 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from minray._base.clock import ManualClock
 from minray.store.authority import StoreAuthority
-from minray.store.client import StoreClient
+from minray.store.client import Room, StoreClient
+from minray.store.errors import SegmentGone
 from minray.store.extents import ExtentTable
 from minray.store.segments import Segments
 from minray.wire.messages import Message
@@ -59,6 +62,7 @@ class World:
         extent_size: int = MIB,
         grace_s: float = 10.0,
         seed: int | None = None,
+        spills: bool = False,
     ) -> None:
         self.clock = ManualClock(1000.0)
         self.segments = segments
@@ -75,10 +79,13 @@ class World:
         self.to_client: dict[bytes, deque[Message]] = {}
         self.log: list[tuple[str, Message]] = []
         self._random = None if seed is None else random.Random(seed)
+        self.disk = SimDisk(self) if spills else None
 
     def client(self, name: str, **options: Any) -> StoreClient:
         """A new process."""
-        worker_id = name.encode().ljust(28, b".")
+        return self._client(name.encode().ljust(28, b"."), **options)
+
+    def _client(self, worker_id: bytes, **options: Any) -> StoreClient:
         self.to_node[worker_id] = deque()
         self.to_client[worker_id] = deque()
         made = StoreClient(
@@ -112,10 +119,15 @@ class World:
         """One message, of a random queue if there is a seed, arrives; False if there is none."""
         queues = [(w, True) for w, q in self.to_node.items() if q]
         queues += [(w, False) for w, q in self.to_client.items() if q]
+        if self.disk is not None and self.disk.todo:
+            queues.append((b"disk", False))
         if not queues:
             return False
         worker_id, to_node = queues[0] if self._random is None else self._random.choice(queues)
-        if to_node:
+        if worker_id == b"disk":
+            assert self.disk is not None
+            self.disk.todo.popleft()()
+        elif to_node:
             self._deliver_to_node(worker_id)
         else:
             self.clients[worker_id].on_message(self.to_client[worker_id].popleft())
@@ -155,6 +167,71 @@ class World:
         self.log.append(("client", message))
         if worker_id in self.to_client:
             self.to_client[worker_id].append(message)
+
+
+class SimDisk:
+    """What ``store.disk`` does, with dicts for files. Each step waits in ``todo`` until the world lets it happen.
+
+    ``broken``: a reason for which writing fails; ``lost``: a reason for which reading does.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.table = world.table
+        self.files: dict[int, bytes] = {}
+        self.todo: deque[Callable[[], None]] = deque()
+        self.broken = self.lost = ""
+        self.writes: list[list[bytes]] = []  # the objects of each file that was written
+        restorer = self.table.restorer_id
+        self.restorer = world._client(restorer)
+        world.authority.attach_disk(self.perform, lambda message: world._to_client(restorer, message))
+
+    def perform(self, effect: Any) -> None:
+        kind, *rest = effect
+        if kind == "unspill":
+            del self.files[rest[0]]
+        else:
+            self.todo.append(partial(self._write if kind == "spill" else self._reserve, *rest))
+
+    def _write(self, number: int, objects: list[tuple[Any, ...]]) -> None:
+        now = self.world.clock.monotonic()
+        if self.broken:
+            self.world.authority.do(self.table.spill_failed(number, self.broken, now), now)
+            return
+        data = b""
+        for _, name, size, offset, length in objects:
+            try:
+                segment = self.world.segments.open(name, size)
+            except SegmentGone:  # what was there is freed
+                data += bytes(length)
+                continue
+            data += bytes(segment.view(offset, length))
+            segment.close()
+        self.files[number] = data
+        self.writes.append([one[0] for one in objects])
+        self.world.authority.do(self.table.spilled(number, now), now)
+
+    def _reserve(self, oid: bytes, place: tuple[int, int], length: int) -> None:
+        self.restorer.reserve(length, lambda room, error: self._reserved(oid, place, room, error))
+
+    def _reserved(self, oid: bytes, place: tuple[int, int], room: Room | None, error: Exception | None) -> None:
+        if room is None:
+            now = self.world.clock.monotonic()
+            self.world.authority.do(self.table.restore_failed(oid, str(error), "full", now), now)
+        else:
+            self.todo.append(lambda: self._read(oid, place, room))
+
+    def _read(self, oid: bytes, place: tuple[int, int], room: Room) -> None:
+        if not self.table.is_read_from(oid, place):
+            self.restorer.cancel(room)
+        elif self.lost:
+            self.restorer.cancel(room)
+            now = self.world.clock.monotonic()
+            self.world.authority.do(self.table.restore_failed(oid, self.lost, "lost", now), now)
+        else:
+            number, offset = place
+            room.map.write(room.offset, self.files[number][offset : offset + room.size])
+            self.restorer.fill(room, oid, b"")
 
 
 def object_id(number: int, owner: bytes = b"o" * 28, job: int = 1) -> bytes:

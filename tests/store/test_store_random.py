@@ -72,22 +72,30 @@ class _View:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    spills = False
+    capacity = 1024 * KIB
+
     @initialize(seed=st.integers(0, 2**32), grace=st.sampled_from([0.0, 10.0]))
     def start(self, seed: int, grace: float) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.world = World(
             choose("auto", self.folder.name),
-            capacity=1024 * KIB,
+            capacity=self.capacity,
             extent_size=128 * KIB,
             grace_s=grace,
             seed=seed,
+            spills=self.spills,
         )
         self.clients: list[StoreClient] = []
         self.objects: list[_Object] = []
         self.views: dict[StoreClient, list[_View]] = {}
         self.count = 0
+        self.prepare()
         self.spawn()
         self.spawn()
+
+    def prepare(self) -> None:
+        """For variants of this machine."""
 
     def pick(self, data: st.DataObject, items: list[Any]) -> Any:
         return items[data.draw(st.integers(0, len(items) - 1))]
@@ -110,8 +118,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.count += 1
         content = pattern(self.count, size)
         cut = size // 3
+        oid = object_id(self.count, owner._worker_id)
         try:
-            location = writer.write(size, [(0, content[:cut]), (cut, content[cut:])], may_wait=may_wait)
+            location = writer.write(size, [(0, content[:cut]), (cut, content[cut:])], oid, may_wait=may_wait)
         except (StoreFull, StoreWouldBlock):
             return
         made = _Object(self.count, size, writer, owner, location)
@@ -131,7 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
         # A retry follows a death, so the node has read all that the first writer ever sent.
         self.world.flush(what.writer)
         try:
-            what.location = writer.write(what.size, [(0, what.content())])
+            what.location = writer.write(what.size, [(0, what.content())], what.id)
         except StoreFull:
             return
         what.writer = writer
@@ -147,11 +156,14 @@ class StoreMachine(RuleBasedStateMachine):
             what.reported = True
         (held,) = reader.acquire([(what.id, what.location)])
         if isinstance(held, Gone):
-            assert what.writer not in self.clients, f"{held} though its writer and its owner live"
+            self.missing(what, held)
             return
         view = _View(what, held)
         view.check()
         self.views[reader].append(view)
+
+    def missing(self, what: _Object, gone: Gone) -> None:
+        assert what.writer not in self.clients, f"{gone} though its writer and its owner live"
 
     @precondition(lambda self: any(self.views.values()))
     @rule(data=st.data(), cuts=st.lists(st.integers(0, 300_000), min_size=1, max_size=5), keep=st.booleans())

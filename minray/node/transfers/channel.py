@@ -4,7 +4,7 @@
 
     puller's thread                                          source's thread
       nonce (8 bytes), offset (8, little endian)    ──────▶   looks the nonce up
-      recv_into the room's mapping                  ◀──────   send from the object's mapping: size − offset bytes
+      recv_into the room's mapping                  ◀──────   send from the object's mapping, or from its file
       nonce, offset of the next object, or the end  ──────▶   …
 
 Before that the socket was a ``Connection``: authenticated, introduced, and then detached by both sides. When a
@@ -30,6 +30,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from minray.node.transfers.files import FileHold, FileView
 from minray.store.client import Room
 from minray.store.holds import Hold
 from minray.wire.transports import Stream
@@ -46,15 +47,15 @@ class Loaned:
 
     __slots__ = ("_ended", "_hold", "_lock", "_senders", "_view")
 
-    def __init__(self, hold: Hold) -> None:
+    def __init__(self, hold: Hold | FileHold) -> None:
         assert hold.view is not None
         self._hold = hold
-        self._view: memoryview | None = hold.view
+        self._view: memoryview | FileView | None = hold.view
         self._lock = threading.Lock()
         self._senders = 0
         self._ended = False
 
-    def enter(self) -> memoryview | None:
+    def enter(self) -> memoryview | FileView | None:
         """A sender begins; None if it has ended."""
         with self._lock:
             if not self._ended:

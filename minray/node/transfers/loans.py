@@ -3,6 +3,9 @@
 A pin is one of the node's own client, like a reader's. What is small goes whole, in one message; for the rest a
 ticket is given out, with which a data socket finds the memory (``channel``).
 
+What is on disk is not brought back for this: the hold is then one of the open file, which stays until it is closed,
+and the senders read from there. (What is small is brought back: the reactor's thread does not wait for a disk.)
+
 Used by ``service``, on the reactor's thread; ``find`` by the senders' threads. Invariant: a hold is released once:
 by ``unpin``, or, with a ticket, when the last sender has left.
 """
@@ -13,6 +16,7 @@ import os
 from collections.abc import Callable
 
 from minray.node.transfers.channel import NONCE_SIZE, Loaned
+from minray.node.transfers.files import FileHold
 from minray.store.client import StoreClient
 from minray.store.holds import Gone, Hold
 from minray.store.mapping import ALIGN
@@ -34,12 +38,14 @@ class Loans:
         node_id: bytes,
         send: Callable[[int, Message], None],
         pinned: Callable[[int, int, str], None],
+        on_disk: Callable[[bytes], FileHold | None] = lambda object_id: None,
     ) -> None:
         self._client = client
         self._node_id = node_id
         self._send = send
         self._pinned = pinned
-        self._holds: dict[Key, tuple[Hold, bytes]] = {}  # … and the version
+        self._on_disk = on_disk
+        self._holds: dict[Key, tuple[Hold | FileHold, bytes]] = {}  # … and the version
         self._nonces: dict[Key, bytes] = {}
         self._loaned: dict[bytes, Loaned] = {}  # by nonce
         self.versions: dict[bytes, bytes] = {}  # of guests: what their home called them
@@ -51,6 +57,11 @@ class Loans:
     def pin(self, link: int, request: int, object_id: bytes, location: Location) -> None:
         """Keep it where it is, for that puller."""
         at_home = location[0] == self._node_id
+        file = self._on_disk(object_id) if location[3] > WHOLE else None
+        if file is not None:
+            self._holds[link, request] = (file, file.version)
+            self._pinned(link, request, "")
+            return
         if not at_home:  # a guest, or nothing: it must not be pulled to be passed on
             location = (self._node_id, 0, 0, location[3])
 
@@ -74,7 +85,7 @@ class Loans:
         assert hold.view is not None
         self.served += 1
         if len(hold.view) <= WHOLE:
-            self._send(link, Reply(request, True, (version, bytes(hold.view))))
+            self._send(link, Reply(request, True, (version, bytes(hold.view[:]))))
             return
         nonce = self._nonces[link, request] = os.urandom(NONCE_SIZE)
         self._loaned[nonce] = Loaned(hold)

@@ -35,6 +35,7 @@ from time import monotonic
 
 from minray._base import log
 from minray.node.transfers.channel import Receiver, Sender, prepare
+from minray.node.transfers.files import FileHold
 from minray.node.transfers.lending import Lending
 from minray.node.transfers.links import Incoming, Outgoing
 from minray.node.transfers.loans import Loans, read_ticket
@@ -74,6 +75,7 @@ class Transfers:
         dial: (endpoint, handler) → connection; None: ``reactor.dial`` with ``hello``.
         silence_s: a network that acknowledges nothing for so long is cut.
         settled: called after each step that began here: the store's deadlines may have changed.
+        on_disk: the open file of an object that is there and not in memory.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Transfers:
         dial: Dial | None = None,
         silence_s: float = SILENCE_S,
         settled: Callable[[], None] = lambda: None,
+        on_disk: Callable[[bytes], FileHold | None] = lambda object_id: None,
     ) -> None:
         self.reactor = reactor
         self.node_id = node_id
@@ -107,7 +110,7 @@ class Transfers:
             wake=lambda: reactor.call_soon(self._drain),
         )
         store.attach(node_id, self._to_client, self._on_store)
-        self._loans = Loans(self._client, node_id, self._send, self._on_pinned)
+        self._loans = Loans(self._client, node_id, self._send, self._on_pinned, on_disk)
         self._sockets = DataSockets(reactor, self._open, silence_s)
         self._sources: dict[bytes, Outgoing] = {}  # node → our link to it
         self._pullers: dict[int, Incoming] = {}  # number → a link of somebody else

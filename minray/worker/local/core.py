@@ -234,16 +234,16 @@ class LocalCore:
         except ValueError:  # of another session: a name that leads nowhere, as get() will say
             return object_ref.ObjectRef(object_id)
 
-    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None]]:
+    def object_locations(self, refs: list[ObjectRef[Any]]) -> list[tuple[list[bytes], int | None, bool]]:
         """See the contract."""
-        there: list[tuple[list[bytes], int | None]] = []
+        there: list[tuple[list[bytes], int | None, bool]] = []
         for ref in refs:
             found = self.objects.find(ref)
             if found.status == VALUE:
                 data, buffers = found.value[:2]
-                there.append(([self.node_id], len(data) + sum(map(len, buffers))))
+                there.append(([self.node_id], len(data) + sum(map(len, buffers)), False))
             else:
-                there.append(([], None))
+                there.append(([], None, False))
         return there
 
     # --- streams ----------------------------------------------------------------------------------
