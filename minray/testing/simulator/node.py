@@ -57,6 +57,13 @@ class Conn:
         """One message, encoded for many."""
         self.send(decode(frame[HEADER:]))
 
+    def cork(self) -> bool:
+        """Here messages never leave in one piece: nothing to undo."""
+        return False
+
+    def uncork(self) -> None:
+        """See ``cork``."""
+
     def close(self) -> None:
         """What is on its way to us is lost; what we said arrives, and then the end."""
         if not self.closed:
