@@ -1,2 +1,2 @@
-"""Tools for tests: the simulator of a whole session, the pytest plugin. May import anything; nothing
+"""Tools for tests: the simulator of a whole cluster, the pytest plugin. May import anything; nothing
 imports it."""

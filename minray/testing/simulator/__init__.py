@@ -1,25 +1,23 @@
-"""A whole session in one thread: the machines that run in production, on a network and a clock that are ours.
+"""A whole cluster in one thread: the code that runs in production, on a network and a clock that are ours.
 
-    drivers, workers:  worker.core.Core, worker.task_queue.TaskQueue
-    node:              node.leases.LeaseTable, node.worker_pool.WorkerPool, node.deaths.DeathBook
-    GCS:               gcs.actors.ActorTable, gcs.nodes.NodeTable
+    driver, worker:  worker.core.Core, worker.task_queue.TaskQueue
+    node:            node.service.NodeService, with all its machines
+    GCS:             gcs.service.GcsService, with all its machines
 
-A seed decides everything: what each piece of user code does with its references (``user``), which message arrives
-next (``network``: in order per pair of processes, in any order between pairs), who is killed when. After each step
-the machines' own invariants hold, and these (``run``, ``ledger``):
+    clock, network   time and messages              ledger    what is known of objects, tasks, calls, copies
+    gcs, node        the two services               judge     what must hold
+    process, worker, actor, user, groups            world     all of it, and what can befall it
+                     what processes do              run       the scheduler; ``run(seed)``
+                                                    scenario  stories as short texts; ``shrink``
 
-* what a living process references is not freed at its owner (unless a dead process had it in its hands);
-* no task starts more often than its retries allow, and none that its owner has given up;
-* calls of one caller start in the order in which they were made;
-* what a worker has answered counts, also if it is dead when the answer arrives;
-* an actor goes out of scope only after all calls by counted handles are answered;
-* at rest, when all references are dropped: no object, task, generator, stored copy, lease, actor or worker of an
-  ended job is left anywhere.
+A seed decides everything: what each piece of user code does with its references, which message arrives next, who is
+killed when, which link is cut. docs/simulator.md says what must hold after each step and at rest.
 
-Called by tests/sim and ``tox -e sim``. A failing seed replays exactly: ``run(seed, kills=…)``.
+Called by tests/sim and ``tox -e sim``. A failing seed replays exactly: ``run(seed, kills=…, steps=…)``.
 """
 
 from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.run import Simulation, run
+from minray.testing.simulator.run import Event, Setting, Simulation, run
+from minray.testing.simulator.scenario import Story, play, shrink, story_of
 
-__all__ = ["Simulation", "SimulationError", "run"]
+__all__ = ["Event", "Setting", "Simulation", "SimulationError", "Story", "play", "run", "shrink", "story_of"]

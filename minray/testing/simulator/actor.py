@@ -49,21 +49,21 @@ class ActorRole:
         if 0 <= limit < self.incarnation:
             raise SimulationError(f"incarnation {self.incarnation} of an actor with max_restarts={limit}")
         for other in self.sim.workers():
-            role = other.actor
+            role = other.actor if self.sim.is_member(other.worker_id) else None
             if role is not None and role is not self and role.actor_id == self.actor_id:
                 raise SimulationError(f"incarnations {role.incarnation} and {self.incarnation} side by side")
 
     # -- birth ---------------------------------------------------------------------------------------
 
     def _run_init(self, frame: Call) -> Any:
-        frame._arguments_arrive()
+        lost = yield from frame.arguments_arrive()
         yield
         for _ in range(self.sim.rng.randint(0, 2)):
             yield from frame.act()
         frame.close(keeps=0.5)
         self.calls.remove(frame)
         self._init = None
-        fails = self.options["fails"]
+        fails = self.options["fails"] or lost is not None
         if not fails:
             self.worker.core.refs.adopt_scope(frame.scope)
         error = ("task", b"") if fails else None
@@ -120,7 +120,7 @@ class ActorRole:
         caller, spec = self.queue.popleft()
         seq, attempt, _, _, extra = spec
         self.worker.page = (-1, seq, attempt)
-        self.sim.check_call(self.worker, caller, spec)
+        self.sim.judge.call_starts(self.worker, caller, spec)
         self.sim.ledger.call_started(self.facts, self.incarnation, caller[1], seq, attempt)
         meta = {**extra, "actor": True, "once": False, "max_calls": 0}
         self.calls.append(Call(self.worker, caller, spec, meta))

@@ -5,6 +5,7 @@ Nothing here is visible to the machines under test. A broken promise raises Simu
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -12,10 +13,27 @@ from typing import Any
 from minray.wire.messages import Address
 
 Handle = tuple[bytes, Address]  # one reference
+Location = tuple[bytes, int]  # node, and where on it
+
+
+def make_id(name: str, size: int = 28) -> bytes:
+    """The id of something that has a name: the same on every run."""
+    return hashlib.blake2b(name.encode(), digest_size=size).digest()
 
 
 class SimulationError(AssertionError):
-    """An invariant is broken; the text says after which step of which seed."""
+    """An invariant is broken; the text says after which step of which seed, ``events`` and ``setting`` are how."""
+
+    setting: Any = None
+    events: Any = ()
+
+    @classmethod
+    def of(cls, error: Exception, setting: Any, events: Any, where: str) -> SimulationError:
+        """What is wrong, where, and how it came to that; also for what a machine itself has raised."""
+        what = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        told = cls(f"{where}: {what}{error}")
+        told.setting, told.events = setting, list(events)
+        return told
 
 
 class ActorFacts:
@@ -27,6 +45,17 @@ class ActorFacts:
         self.options = options
         self.created = False  # the GCS knows it
         self.last_started: dict[tuple[int, bytes], int] = {}  # (incarnation, caller) → number of its call
+
+
+class GroupFacts:
+    """What is known of one placement group from its creation."""
+
+    def __init__(self, group_id: bytes, job_id: bytes, bundles: list[dict[str, int]]) -> None:
+        self.group_id = group_id
+        self.job_id = job_id
+        self.bundles = bundles
+        self.created = False  # the GCS knows it
+        self.removed = False  # somebody has asked for its end
 
 
 class Ledger:
@@ -41,7 +70,8 @@ class Ledger:
         self.actors: dict[bytes, ActorFacts] = {}  # by hidden object
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
         self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
-        self.copies: dict[bytes, int] = {}  # stored objects → copies in the store that their owner knows of
+        self.copies: dict[bytes, dict[Location, None]] = {}  # stored objects → copies that their owner knows of
+        self.groups: dict[bytes, GroupFacts] = {}  # placement groups
         self.lost_grants: Counter[tuple[bytes, bytes]] = Counter()  # (object, taker): told to the owner at most
         self.seen: Counter[str] = Counter()  # what happened how often: for tests that nothing is left out
         self._locations = 0
@@ -96,19 +126,28 @@ class Ledger:
 
     # -- the store ---------------------------------------------------------------------------------
 
-    def location(self) -> tuple[str, int]:
+    def location(self, node_id: bytes) -> Location:
         """Where a large value was written."""
         self._locations += 1
-        return ("at", self._locations)
+        return (node_id, self._locations)
 
-    def heard_of(self, object_id: bytes) -> None:
+    def heard_of(self, object_id: bytes, location: Location) -> None:
         """The owner of a stored object has its location."""
-        self.copies[object_id] = self.copies.get(object_id, 0) + 1
+        self.copies.setdefault(object_id, {})[location] = None
 
     def freed(self, object_id: bytes) -> None:
         """Its owner has freed it: all copies go, as in store.extents."""
         self.seen["freed in the store"] += 1
         self.copies.pop(object_id, None)
+
+    def machine_lost(self, node_id: bytes) -> None:
+        """All that lay there is gone."""
+        for object_id, copies in list(self.copies.items()):
+            for location in [one for one in copies if one[0] == node_id]:
+                del copies[location]
+                self.seen["stored value lost"] += 1
+            if not copies:
+                del self.copies[object_id]
 
     # -- tasks and calls -----------------------------------------------------------------------------
 

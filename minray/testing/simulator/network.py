@@ -1,7 +1,8 @@
 """Messages in flight between simulated processes: in order per pair, in any order between pairs.
 
-Owned by the simulation, which chooses the pair whose next message arrives. A process that dies loses what
-was sent to it, and perhaps the end of what it had sent.
+Owned by the world; the scheduler chooses the pair whose next message arrives. A process that dies loses what
+was sent to it, and perhaps the end of what it had sent. A link between two machines may be *cut* in one direction
+or in both: what is in flight there waits until it is healed, or until one of the machines counts as dead.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 from collections import Counter, deque
 from typing import Any
 
-from minray.wire.messages import BORROWS, CALLS, FETCH, RELEASES, RESULTS, TASKS, VALUES, Message, unpack
+from minray.wire.messages import BORROWS, CALLS, FETCH, RELEASES, RESULTS, TASKS, VALUES, Message, Request, unpack
 
 Pair = tuple[bytes, bytes]
 HOT = {
@@ -25,14 +26,13 @@ HOT = {
 
 
 def kind_of(message: Any) -> str:
-    """What it is, for counting: the name of a message, or of a request to the GCS."""
+    """What it is, for counting: the name of a message, or of a request."""
+    if isinstance(message, Request):
+        return message.method
     if isinstance(message, Message):
         return type(message).__name__
-    first = message[0]
-    if type(first) is str:
-        return first  # the simulation's own: eof, register, exited, created
-    if type(first) is int:
-        return str(message[1])
+    if type(message[0]) is str:
+        return message[0]  # the simulation's own: eof, exited
     raw = message[1]  # between core workers, behind the sender's address
     return HOT.get(raw[0]) or type(unpack(raw)).__name__
 
@@ -43,14 +43,26 @@ class Network:
     def __init__(self) -> None:
         self.queues: dict[Pair, deque[Any]] = {}
         self.arrived: Counter[str] = Counter()  # messages of each kind
+        self.cuts: dict[Pair, None] = {}  # machines: from, to
+        self.machine_of: dict[bytes, bytes] = {}  # process → its machine
 
     def send(self, source: bytes, target: bytes, message: Any) -> None:
         """Queue one message."""
-        self.queues.setdefault((source, target), deque()).append(message)
+        pair = (source, target)
+        queue = self.queues.get(pair)
+        if queue is None:
+            queue = self.queues[pair] = deque()
+        queue.append(message)
 
     def busy(self) -> list[Pair]:
-        """Pairs with something in flight."""
-        return list(self.queues)
+        """Pairs with something in flight that can arrive."""
+        if not self.cuts:
+            return list(self.queues)
+        return [pair for pair in self.queues if not self.is_cut(*pair)]
+
+    def is_cut(self, source: bytes, target: bytes) -> bool:
+        """Whether nothing gets from the one process to the other."""
+        return (self.machine_of.get(source), self.machine_of.get(target)) in self.cuts
 
     def take(self, pair: Pair) -> Any:
         """The next message of that pair."""

@@ -1,301 +1,289 @@
-"""The simulated node and GCS: the real tables, and what node.service and gcs.service do around them.
+"""A simulated node: the ``NodeService`` of production, without sockets, processes and memory.
 
-The two are told apart by their ids on the network, although in a session of one machine they are one process:
-so messages between them, and between each of them and the workers, may come in any order.
+    drivers, workers, strangers ──▶ receive ──▶ node.dispatch.HANDLERS ──┐
+    GCS ─────────────────────────▶ receive ──▶ node.orders.ORDERS ──────┴▶ LeaseTable, Bundles, DeathBook, View …
+
+What forks and kills workers, and the store, are ours (``Workers``, ``Store``); everything else is what runs in
+production: the service's own methods, the jobs, the strangers, the membership.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import itertools
+from typing import TYPE_CHECKING, Any, cast
 
-from minray.gcs.actors import ActorError, ActorTable
-from minray.gcs.nodes import NodeTable
+from minray._base.config import Config
 from minray.node.deaths import DeathBook
 from minray.node.demands import WorkerClass
+from minray.node.dispatch import HANDLERS, Peer
+from minray.node.jobs import Jobs
 from minray.node.leases import LeaseTable
+from minray.node.membership import Membership
 from minray.node.pressure import held_back
-from minray.node.worker_pool import LEAVING, WorkerPool
-from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.process import CPU, EOF, GCS_ID, NODE_ID, Process
-from minray.wire.messages import (
-    ActorEnded,
-    ActorStarted,
-    ActorUpdate,
-    Blocked,
-    Died,
-    ExitWorker,
-    KillWorker,
-    LeaseDemand,
-    LeaseEnded,
-    LeaseReturn,
-    Message,
-    StartActor,
-    StopActor,
-    Unblocked,
-    Watch,
-)
+from minray.node.service import NodeService
+from minray.node.strangers import Strangers
+from minray.node.view import View
+from minray.node.worker_pool import WorkerPool
+from minray.testing.simulator.clock import Reactor
+from minray.testing.simulator.ledger import SimulationError, make_id
+from minray.testing.simulator.process import CPU, EOF, GCS_ID, Process
+from minray.wire.codec import decode
+from minray.wire.messages import Fenced, Hello, Introduce, Message, Register, StopActor, unpack
 
 if TYPE_CHECKING:
-    from minray.testing.simulator.run import Simulation
+    from minray.testing.simulator.world import World
 
-SHUTDOWN_GRACE_S = 2.0
+CONFIG = Config(heartbeat_s=1.0, node_timeout_s=5.0, shutdown_grace_s=2.0, infeasible_grace_s=3.0, worker_idle_s=5.0)
+HEADER = 4  # bytes before a frame
 
 
-class Node:
-    """One node: leases, workers, deaths."""
+class Conn:
+    """A connection as a service sees it: the way to one process."""
 
-    def __init__(self, sim: Simulation, cpus: int) -> None:
+    closed = False
+
+    def __init__(self, world: World, here: bytes, there: bytes, hello: Hello | None = None) -> None:
+        self._world = world
+        self._here = here
+        self._there = there
+        self.hello = hello
+
+    def send(self, raw: tuple[Any, ...]) -> None:
+        """One message, packed."""
+        if not self.closed and self._world.reaches(self._here, self._there):
+            self._world.network.send(self._here, self._there, unpack(raw))
+
+    def send_frame(self, frame: bytes) -> None:
+        """One message, encoded for many."""
+        self.send(decode(frame[HEADER:]))
+
+    def cork(self) -> bool:
+        """Here messages never leave in one piece: nothing to undo."""
+        return False
+
+    def uncork(self) -> None:
+        """See ``cork``."""
+
+    def close(self) -> None:
+        """What is on its way to us is lost; what we said arrives, and then the end."""
+        if not self.closed:
+            self.closed = True
+            network = self._world.network
+            network.forget((self._there, self._here))
+            if self._world.reaches(self._here, self._there):
+                network.send(self._here, self._there, EOF)
+
+
+class Workers:
+    """What forks, kills and reaps: each worker is a process of the simulation."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._ids: dict[int, bytes] = {}
+        self.expected: set[int] = set()
+
+    def start(self, number: int, worker_id: bytes, worker_class: WorkerClass) -> None:
+        """Fork."""
+        self._ids[number] = worker_id
+        self._node.sim.start_worker(self._node, number, worker_id, worker_class.job_id)
+
+    def registered(self, number: int, pid: int) -> None:
+        """It has connected."""
+
+    def expect_end(self, number: int, reason: str) -> None:
+        """Its end is no accident."""
+        self.expected.add(number)
+
+    def kill(self, number: int, suspicion: str = "") -> None:
+        """SIGKILL."""
+        self._node.sim.kill(self._ids[number])
+
+
+class Store:
+    """The object store's authority: here the ledger knows what lies where."""
+
+    def process_died(self, worker_id: bytes, now: float) -> None:
+        """Nothing of it is left in the store."""
+
+    def next_deadline(self) -> None:
+        """It never waits for time."""
+
+    def tick(self, now: float) -> None:
+        """See ``next_deadline``."""
+
+
+class Memory:
+    """There is always enough."""
+
+    def on_work(self) -> None:
+        """Somebody works."""
+
+
+class Logs:
+    """Nobody prints."""
+
+    def driver_gone(self, job_id: bytes) -> None:
+        """A driver has ended."""
+
+
+class Node(NodeService):
+    """One machine. ``clustered``: there are, or may be, others."""
+
+    def __init__(
+        self, sim: World, name: str, totals: dict[str, int], labels: dict[str, str], *, clustered: bool
+    ) -> None:
         self.sim = sim
-        self.pool = WorkerPool(cpus=cpus, new_worker_id=lambda: sim.rng.randbytes(28), idle_s=5.0)
-        self.table = LeaseTable(NODE_ID, {"CPU": cpus * CPU}, self.pool, infeasible_grace_s=3.0)
+        self.name = name
+        self.node_id = make_id(name)
+        self.is_head = name == "n1"
+        self.endpoint = f"tcp:{name}:1"
+        self.gcs_endpoint = "tcp:n1:1"
+        self.reactor = cast(Any, Reactor(sim.clock, self.node_id))
+        self.config = CONFIG
+        self.peers: dict[bytes, Peer] = {}
+        self.jobs = Jobs(self, [])
+        self.strangers = Strangers(self)
+        self._gcs_send = lambda message: sim.network.send(self.node_id, GCS_ID, message)
+        self._requests = {}
+        self._numbers = itertools.count(1)
+        self._timer = self._timer_at = self.ending = self.transfers = None
+        self.address = name
+        self.totals = totals
+        self.labels = labels
+        self.view = View(self.node_id)
+        self.membership = Membership(self) if clustered else None
+        self.table = self._make_lease_table(int(name[1:]) << 32)
         self.deaths = DeathBook()
-        self.registered: set[bytes] = set()
-        self.expected: set[int] = set()  # workers that were told to end
-        self._rest_of: list[tuple[float, bytes]] = []  # jobs that have ended: when their workers are killed
+        self.store = cast(Any, Store())
+        self.logs = cast(Any, Logs())
+        self.public_session = {"node_name": name}
+        self.workers = cast(Any, Workers(self))
+        self.memory = cast(Any, Memory())
+        self.conns: dict[bytes, Peer] = {}  # by who is at the other end
+
+    def _make_lease_table(self, first_no: int) -> LeaseTable:
+        made = itertools.count(1)
+        pool = WorkerPool(
+            cpus=max(1, self.totals.get("CPU", 0) // CPU),
+            new_worker_id=lambda: self.sim.name_process(f"{self.name}w{next(made)}", self.node_id),
+            idle_s=CONFIG.worker_idle_s,
+        )
+        return LeaseTable(
+            self.node_id, self.totals, pool, view=self.view, labels=self.labels, first_no=first_no,
+            infeasible_grace_s=CONFIG.infeasible_grace_s,
+        )  # fmt: skip
 
     # -- in ------------------------------------------------------------------------------------------
 
+    def introduction(self) -> dict[str, Any]:
+        """What the GCS is to know of this node."""
+        return {
+            "node_id": self.node_id, "endpoint": self.endpoint, "address": self.name, "resources": self.totals,
+            "labels": self.labels, "bundles": self.table.bundles.held(),
+        }  # fmt: skip
+
+    def join(self) -> None:
+        """Go to the GCS."""
+        self.ask_gcs("add_node", self.introduction(), then=lambda reply: self.joined(reply.value))
+
     def driver_joined(self, driver: Process) -> None:
-        """A driver has registered."""
-        self.registered.add(driver.worker_id)
+        """A driver has registered, and the GCS has made its job: see node.jobs."""
+        config = self.jobs._make({"driver": driver.address}, "space")
+        self.jobs._configs[driver.job_id] = config
+        self.jobs.drivers[driver.job_id] = driver.worker_id
+        peer = self._connect(driver.worker_id)
+        peer.admit(driver.worker_id, driver.job_id, -1)
+        self.peers[driver.worker_id] = peer
         self.table.driver_joined(driver.worker_id, driver.address, WorkerClass(driver.job_id))
         self.deaths.born(driver.worker_id)
-        self.do(self.table.prestart(driver.job_id, self.pool.cpus, self.sim.now))
+        self.do(self.table.prestart(driver.job_id, self.table.pool.cpus, self.now()))
+        self.settle()
 
     def receive(self, source: bytes, message: Any) -> None:
-        """One message of a worker, a driver, or the GCS."""
+        """One message of a worker, a driver, an owner of another node, or the GCS."""
         if source == GCS_ID:
-            self._on_gcs(message)
-        elif type(message) is tuple and message[0] == "register":
-            self._register(source, message[1])
-        elif type(message) is tuple and message[0] == "exited":
-            self._worker_ended(source, message[1], message[2])
+            self._from_gcs(message)
         elif message is EOF:
-            self._driver_gone(source)
-        elif source in self.registered:  # else its connection is closed already
-            self._on_message(source, message)
-
-    def _on_message(self, source: bytes, msg: Message) -> None:
-        table, now = self.table, self.sim.now
-        if isinstance(msg, Watch):
-            self.do(self.deaths.watch(source, msg.worker_id))
-        elif isinstance(msg, LeaseDemand):
-            self.do(table.demand(source, msg, now))
-        elif isinstance(msg, LeaseReturn):
-            self.do(table.returned(source, msg.lease_no, msg.retire, now))
-        elif isinstance(msg, LeaseEnded):
-            self.do(table.ended(source, msg.lease_no, now))
-        elif isinstance(msg, Blocked):
-            self.do(table.blocked(source, msg.lease_no, now))
-        elif isinstance(msg, Unblocked):
-            self.do(table.unblocked(source, msg.lease_no, now))
-        elif isinstance(msg, KillWorker):
-            self.do(table.kill(source, msg.lease_no, now))
-        elif isinstance(msg, ActorStarted):
-            if msg.error is not None:
-                self.expected.add(self.pool.by_id[source].number)
-            self.tell_gcs(msg)
-        elif isinstance(msg, ActorEnded):
-            self.expected.add(self.pool.by_id[source].number)
+            peer = self.conns.pop(source, None)
+            if peer is not None:
+                cast(Any, peer.conn).closed = True
+                peer.on_close(peer.conn, None)
+        elif type(message) is tuple and message[0] == "exited":
+            self._reaped(source, message[1], message[2])
         else:
-            raise SimulationError(f"the node has no use for {msg}")
+            self._from_peer(source, message)
 
-    def _on_gcs(self, msg: Message) -> None:
-        now = self.sim.now
-        if isinstance(msg, StartActor):
-            self.do(self.table.start_actor(msg, now))
-        elif isinstance(msg, StopActor):
-            if "out of scope" in msg.reason and not msg.graceful:
-                raise SimulationError("an actor is killed, not asked to end, because it is out of scope")
-            effects = self.table.stop_actor(
-                msg.actor_id, msg.incarnation, now, graceful=msg.graceful, reason=msg.reason
-            )
-            self.do(effects)
-        else:
-            raise SimulationError(f"the GCS sends no {msg}")
+    def _from_gcs(self, message: Any) -> None:
+        if message is EOF or isinstance(message, Fenced):
+            self.sim.lose_machine(self, silent=False)  # the way back is closed: a node ends with its cluster
+            return
+        if isinstance(message, StopActor) and "out of scope" in message.reason and not message.graceful:
+            raise SimulationError("an actor is killed, not asked to end, because it is out of scope")
+        self.on_gcs(message)
 
-    def _register(self, worker_id: bytes, number: int) -> None:
-        process = self.sim.processes.get(worker_id)
-        if process is not None:
-            self.registered.add(worker_id)
-            self.deaths.born(worker_id)
-            self.do(self.table.registered(number, process.address, self.sim.now))
+    def _from_peer(self, source: bytes, message: Message) -> None:
+        peer = self.conns.get(source)
+        if peer is None or peer.conn.closed:
+            if not isinstance(message, Register | Introduce):
+                return  # it was said over a connection that we have closed
+            peer = self._connect(source)
+        HANDLERS[type(message)](self, peer, message)
+        self.settle()
 
-    def _worker_ended(self, worker_id: bytes, number: int, page: tuple[int, int, int]) -> None:
+    def _connect(self, source: bytes) -> Peer:
+        hello = self.sim.hello_of(source)
+        peer = self.conns[source] = Peer(self, cast(Any, Conn(self.sim, self.node_id, source, hello)))
+        return peer
+
+    def _reaped(self, worker_id: bytes, number: int, page: tuple[int, int, int]) -> None:
         """Its parent has reaped it; what it had said and is not read yet is lost."""
-        self.registered.discard(worker_id)
-        self.sim.network.forget((worker_id, NODE_ID))
-        cause = {"text": "exit code -9", "expected": number in self.expected}
-        worker = self.pool.workers.get(number)
-        lease = self.table.leases.get(worker.lease_no) if worker is not None else None
-        owner = lease.demand.owner if lease is not None and lease.demand.actor is None else b""
-        worker, effects = self.table.exited(number, cause, page, self.sim.now)
-        self.do(effects)
-        if worker is not None:
-            self.do(self.deaths.died(worker_id, cause, page[1:], told=owner))
-            self.tell_gcs(Died(worker_id, -1, -1, -1, cause))
+        self.conns.pop(worker_id, None)
+        self.sim.network.forget((worker_id, self.node_id))
+        cause = {"text": "exit code -9", "expected": number in cast(Any, self.workers).expected}
+        self._worker_ended(number, cause, page)
 
-    def _driver_gone(self, driver: bytes) -> None:
-        if driver not in self.registered:
-            return
-        self.registered.discard(driver)
-        job_id, now = self.sim.job_of[driver], self.sim.now
-        self.do(self.table.owner_gone(driver, now))
-        self.do(self.table.job_gone(job_id, now))
-        cause = {"text": "the driver is gone", "expected": True}
-        self.do(self.deaths.died(driver, cause))
-        self.tell_gcs(Died(driver, -1, -1, -1, cause))
-        self._rest_of.append((now + SHUTDOWN_GRACE_S, job_id))
+    # -- production's methods, here ------------------------------------------------------------------
 
-    # -- out -----------------------------------------------------------------------------------------
+    def now(self) -> float:
+        """The simulation's clock."""
+        return self.sim.clock.now
 
-    def tell_gcs(self, msg: Message) -> None:
-        """A report."""
-        self.sim.network.send(NODE_ID, GCS_ID, msg)
+    def _warn(self, job_id: bytes, text: str) -> None:
+        """Nobody reads."""
 
-    def do(self, effects: list[Any]) -> None:
-        """Perform what the tables want, in order."""
-        for effect in effects:
-            kind = effect[0]
-            if kind == "send":
-                if effect[1] in self.registered:
-                    self.sim.network.send(NODE_ID, effect[1], effect[2])
-            elif kind == "start":
-                self.sim.start_worker(effect[1], effect[2], effect[3].job_id)
-            elif kind == "exit":
-                self._exit(effect[1], effect[2], effect[3])
-            elif kind == "gcs":
-                self.tell_gcs(effect[1])
-            elif kind != "warn":
-                raise SimulationError(f"unknown effect {effect}")
-
-    def _exit(self, number: int, graceful: bool, reason: str) -> None:
-        worker = self.pool.workers.get(number)
-        if worker is None:
-            return
-        self.expected.add(number)
-        if graceful and worker.worker_id in self.registered:
-            self.sim.network.send(NODE_ID, worker.worker_id, ExitWorker(True, reason))
-        else:
-            self.sim.kill(worker.worker_id)
-
-    # -- time ----------------------------------------------------------------------------------------
-
-    def next_deadline(self) -> float | None:
-        """When ``tick`` has something to do."""
-        moments = [moment for moment, _ in self._rest_of]
-        due = self.table.next_deadline()
-        if due is not None:
-            moments.append(due)
-        return min(moments, default=None)
-
-    def tick(self) -> None:
-        """Time has passed."""
-        now = self.sim.now
-        self.do(self.table.tick(now))
-        for entry in [e for e in self._rest_of if e[0] <= now]:
-            self._rest_of.remove(entry)
-            for worker in list(self.pool.workers.values()):
-                if worker.worker_class.job_id == entry[1] and worker.state == LEAVING:
-                    self.sim.kill(worker.worker_id)
+    # -- what must hold --------------------------------------------------------------------------------
 
     def check_invariants(self) -> None:
-        """The tables agree with themselves."""
+        """The tables agree with themselves; resources add up: free, leased and reserved are all there is."""
         self.table.check_invariants()
         self.deaths.check_invariants()
+        self.view.check_invariants()
+
+    def has_open(self, group_id: bytes, attempt: int) -> bool:
+        """Whether that part of a group is open here."""
+        group = self.table.bundles._groups.get(group_id)
+        return group is not None and attempt in group.attempts and group.attempts[attempt].is_open
 
     def check_progress(self) -> None:
         """All is quiet: nobody waits for what is there."""
         for demand in self.table.queue:
-            fits = self.pool.idle(demand.worker_class) and self.table.book.fits(demand.resources)
-            if fits and not held_back(self.table, demand):
-                raise SimulationError(f"a worker is idle, and yet there waits {demand}")
+            if demand.bundles:
+                idle = self.table.book.covers(demand.resources)
+            else:
+                free = self.table.book.fits(demand.resources)
+                idle = free and self.table.pool.idle(demand.worker_class) > 0
+            if idle and not held_back(self.table, demand):
+                raise SimulationError(f"{self.name} has what it takes, and yet there waits {demand}")
 
-
-class Gcs:
-    """The GCS, as far as actors go."""
-
-    def __init__(self, sim: Simulation) -> None:
-        self.sim = sim
-        self.nodes = NodeTable()
-        self.nodes.add({"node_id": NODE_ID, "resources": {"CPU": 64 * CPU}}, 0.0)
-        self.actors = ActorTable(self.nodes.place)
-        self._numbers: dict[bytes, int] = {}  # connections
-        self._peers: dict[int, bytes] = {}
-        self._states: dict[bytes, str] = {}  # of actors, as announced last
-
-    def receive(self, source: bytes, message: Any) -> None:
-        """A report of the node, or a request of a core worker."""
-        if message is EOF:
-            number = self._numbers.pop(source, None)
-            if number is not None:
-                del self._peers[number]
-                self.actors.subscriber_gone(number)
-        elif source == NODE_ID:
-            self._on_node(message)
-        else:
-            self._on_request(source, *message)
-
-    def _on_node(self, msg: Message) -> None:
-        if isinstance(msg, ActorStarted):
-            self._do(self.actors.started(NODE_ID, msg))
-        elif isinstance(msg, ActorEnded):
-            self._do(self.actors.ended(NODE_ID, msg))
-        elif isinstance(msg, Died):
-            job_id = self.sim.job_of.get(msg.worker_id)
-            if job_id is not None:
-                self._do(self.actors.job_finished(job_id))
-            self._do(self.actors.owner_died(msg.worker_id, "its process ended"))
-        else:
-            raise SimulationError(f"a node sends no {msg}")
-
-    def _number(self, source: bytes) -> int:
-        number = self._numbers.get(source)
-        if number is None:
-            number = self._numbers[source] = len(self._peers) + len(self._numbers) + self.sim.rng.randrange(10**9)
-            self._peers[number] = source
-        return number
-
-    def _on_request(self, source: bytes, request: int, method: str, args: tuple[Any, ...]) -> None:
-        actors, number = self.actors, self._number(source)
-        if method == "create_actor":
-            if self.sim.is_dead(args[0]["owner"][1]):
-                return  # gcs.service learns of the death before or after: its actors end with it
-            answer, effects = actors.create(args[0], number)
-            self._do(effects)
-            self.sim.ledger.actors[args[0]["handle_id"]].created = True
-            self.sim.network.send(GCS_ID, source, ("created", request, answer["actor_id"]))
-        elif method == "subscribe_actor":
-            self._do(actors.subscribe(args[0], number))
-        elif method == "kill_actor":
-            try:
-                self._do(actors.kill(*args))
-            except ActorError as error:
-                raise SimulationError(str(error)) from error
-        else:
-            assert method == "actor_out_of_scope", method
-            if actors.state_of(args[0]) == "PENDING":
-                raise SimulationError("an actor is out of scope before its constructor has run")
-            self._do(actors.out_of_scope(*args))
-
-    def _told(self, update: ActorUpdate) -> None:
-        """An actor that ends before its constructor does may find that its arguments are gone."""
-        if update.state == "DEAD" and self._states.get(update.actor_id) != "ALIVE":
-            self._taint_arguments(update.actor_id)
-        self._states[update.actor_id] = update.state
-
-    def _taint_arguments(self, actor_id: bytes) -> None:
-        ledger = self.sim.ledger
-        for facts in ledger.actors.values():
-            if facts.actor_id == actor_id:
-                ledger.taint(ledger.contents[facts.handle_id])
-
-    def _do(self, effects: list[Any]) -> None:
-        for kind, *rest in effects:
-            if kind == "order":
-                self.sim.network.send(GCS_ID, NODE_ID, rest[1])
-            elif kind == "notify":
-                self._told(rest[1])
-                self.sim.network.send(GCS_ID, self._peers[rest[0]], rest[1])
-            elif kind != "save":
-                raise SimulationError(f"unknown effect {kind}")
+    def check_rest(self) -> None:
+        """Nobody uses anything: everything is free, and nothing is remembered."""
+        table = self.table
+        if table.leases:
+            raise SimulationError(f"{self.name}: leases are left: {list(table.leases.values())}")
+        if table.demands:
+            raise SimulationError(f"{self.name}: demands are left: {list(table.demands.values())}")
+        free = {name: amount for name, amount in table.book.available.items() if amount}
+        if table.book.totals != self.totals or free != self.totals:
+            raise SimulationError(f"{self.name} has {self.totals}, and at rest {free} is free")
+        if table.bundles.held():
+            raise SimulationError(f"{self.name}: bundles are left: {table.bundles.held()}")

@@ -6,6 +6,8 @@ order as worker.link. What its user code does is in ``user.py``; what executes i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minray.testing.simulator.ledger import Handle, SimulationError
@@ -19,10 +21,18 @@ from minray.wire.messages import (
     Address,
     Died,
     GiveBack,
+    Introduce,
+    LeaseDecline,
     LeaseGrant,
     LeaseInfeasible,
+    LeaseSpill,
     Message,
+    NodeGone,
+    ObjectLost,
     Ready,
+    Registered,
+    Reply,
+    Request,
     Watch,
     unpack,
 )
@@ -32,10 +42,9 @@ from minray.worker.owner import TaskManager
 from minray.worker.tasks import END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, Function, Lease, SchedulingKey
 
 if TYPE_CHECKING:
-    from minray.testing.simulator.run import Simulation
-    from minray.testing.simulator.user import Frame
+    from minray.testing.simulator.node import Node
+    from minray.testing.simulator.world import World
 
-NODE_ID = b"n" * 28
 GCS_ID = b"g" * 28
 CPU = 10_000
 EOF = ("eof",)  # the connection of a dead process, after what it had sent
@@ -51,19 +60,27 @@ class Process:
 
     is_driver = True
 
-    def __init__(self, sim: Simulation, worker_id: bytes, job_id: bytes) -> None:
+    def __init__(self, sim: World, node: Node, worker_id: bytes, job_id: bytes) -> None:
         self.sim = sim
+        self.node = node
         self.worker_id = worker_id
         self.job_id = job_id
-        self.address: Address = (NODE_ID, worker_id, "sim:" + worker_id.hex()[:8])
+        self.address: Address = (node.node_id, worker_id, f"tcp:{sim.name_of(worker_id)}:1")
         self.core = Core(
-            self.address, job_id, worker_id[:12], max_pipeline=MAX_PIPELINE, lease_idle_s=LEASE_IDLE_S
+            self.address,
+            job_id,
+            worker_id[:12],
+            max_pipeline=MAX_PIPELINE,
+            lease_idle_s=LEASE_IDLE_S,
+            lineage_bytes=sim.lineage_bytes,
         )
+        self.core.owner.clustered = sim.lineage_bytes is not None
         self.core.owner._bury = self._bury  # type: ignore[method-assign]
+        self.freed: list[bytes] = []  # objects of its own, since the last check
         self.kept: list[Handle] = []  # references in global variables
         self.depth = 0
-        self.creating: dict[int, Frame] = {}  # requests to the GCS that create an actor
-        self.created: dict[int, bytes] = {}  # their hidden objects
+        self.asked: dict[int, Callable[[Reply], None]] = {}  # requests to the GCS
+        self.entered: dict[bytes, None] = {}  # other nodes that we have a connection to
         self.actor_refs: dict[bytes, bytes] = {}  # hidden object → actor, where we created it
         self.functions: list[Function] = []
         self._keys: dict[tuple[Any, ...], SchedulingKey] = {}
@@ -76,15 +93,15 @@ class Process:
 
     # -- what the public face would make -------------------------------------------------------------
 
-    def key(self, units: int, *, retires: bool) -> SchedulingKey:
+    def key(self, resources: dict[str, int], strategy: Any, *, retires: bool) -> SchedulingKey:
         """The scheduling key of what is submitted here now."""
-        name = (units, retires, self.depth)
+        name = (tuple(resources.items()), repr(strategy), retires, self.depth)
         key = self._keys.get(name)
         if key is None:
             key = SchedulingKey(
-                len(self._keys) + 1,
-                {"CPU": units},
-                None,
+                len(self.core.owner.keys) + 1,
+                resources,
+                strategy,
                 {},
                 self.depth,
                 "task f",
@@ -104,10 +121,12 @@ class Process:
         """The same, without asking: the GCS subscribes an actor's creator by itself."""
         return self.core.calls.client(actor_id, "A", max_pending=-1, eager=options["concurrency"] > 1)
 
-    def ask_gcs(self, method: str, *args: Any) -> int:
+    def ask_gcs(self, method: str, *args: Any, then: Callable[[Reply], None] | None = None) -> int:
         """A request; its number."""
         self._requests += 1
-        self.sim.network.send(self.worker_id, GCS_ID, (self._requests, method, args))
+        self.asked[self._requests] = then or _expect_yes
+        if self.sim.reaches(self.worker_id, GCS_ID):
+            self.sim.network.send(self.worker_id, GCS_ID, Request(self._requests, method, args))
         return self._requests
 
     def _bury(self, lease: Lease) -> None:
@@ -126,23 +145,43 @@ class Process:
     # -- in ------------------------------------------------------------------------------------------
 
     def receive(self, source: bytes, message: Any) -> None:
-        """One message, from another core worker, the node or the GCS."""
+        """One message, from another core worker, a node or the GCS."""
         if message is EOF:
-            self.core.on_peer_lost(source)
+            self._connection_ended(source)
         elif isinstance(message, Message):
-            self.receive_control((NODE_ID, source, ""), message)
-        elif source == GCS_ID:
-            self.on_created(message[1], message[2])
+            self.receive_control((source, source, ""), message)
         else:
             self.receive_from_peer(*message)
+
+    def _connection_ended(self, source: bytes) -> None:
+        """What worker.link does when a connection has closed."""
+        if source == self.node.node_id:
+            self.sim.kill(self.worker_id)  # without its node a process has no session
+        elif source in self.entered:
+            del self.entered[source]
+            self.core.owner.on_node_lost(source)
+        else:
+            self.core.on_peer_lost(source)
+
+    def _on_node_gone(self, node_id: bytes) -> None:
+        """A machine counts as dead: our connections to it end now."""
+        sim = self.sim
+        for other in [*sim.connected.get(self.worker_id, ())]:
+            if sim.network.machine_of[other] == node_id:
+                sim.disconnect(self.worker_id, other)
+        if node_id in self.entered:
+            sim.network.forget((node_id, self.worker_id))
+            if sim.reaches(self.worker_id, node_id):
+                sim.network.send(self.worker_id, node_id, EOF)
+            self._connection_ended(node_id)
 
     def receive_from_peer(self, source: Address, raw: tuple[Any, ...]) -> None:
         """A message of another core worker."""
         core, tag = self.core, raw[0]
         if tag == RESULTS:
             self.hear_of(source, raw[1])
-            self.sim.check_answers(self, source, raw[1])
-            core.on_results(source, raw[1], self.sim.now)
+            self.sim.judge.answers_arrive(self, source, raw[1])
+            core.on_results(source, raw[1], self.sim.clock.now)
         elif tag == RELEASES:
             core.refs.on_releases(source[1], raw[1])
         elif tag == BORROWS:
@@ -156,7 +195,7 @@ class Process:
 
     def receive_control(self, source: Address, msg: Message) -> None:
         """A control message; workers know more of them."""
-        core, now = self.core, self.sim.now
+        core, now = self.core, self.sim.clock.now
         if isinstance(msg, LeaseGrant):
             core.on_grant(msg, now)
         elif isinstance(msg, GiveBack):
@@ -169,7 +208,18 @@ class Process:
             core.on_infeasible(msg)
         elif isinstance(msg, ActorUpdate):
             core.on_actor_update(msg)
-        else:
+        elif isinstance(msg, LeaseSpill):
+            core.owner.on_spill(msg)
+        elif isinstance(msg, LeaseDecline):
+            core.owner.on_decline(source[0], msg)
+        elif isinstance(msg, ObjectLost):
+            if core.lineage is not None:
+                core.lineage.on_lost(msg.object_id, msg.location, msg.reason)
+        elif isinstance(msg, NodeGone):
+            self._on_node_gone(msg.node_id)
+        elif isinstance(msg, Reply):
+            self.asked.pop(msg.request_id)(msg)
+        elif not isinstance(msg, Registered):
             raise SimulationError(f"{self} has no use for {msg}")
 
     def hear_of(self, source: Address, results: list[tuple[Any, ...]]) -> None:
@@ -182,23 +232,17 @@ class Process:
             for _, taker in retained or ():
                 ledger.seen["argument kept" if taker == source else "argument promised to others"] += 1
             if status == STORED:
-                ledger.heard_of(object_id(seq, 1))
+                self._stored(object_id(seq, 1), value)
             elif status == ITEM and value[1] == STORED:
-                ledger.heard_of(object_id(seq, 2 + value[0]))
+                self._stored(object_id(seq, 2 + value[0]), value[2])
             elif status == MULTI:
-                for i, (one, _) in enumerate(value):
+                for i, (one, stored) in enumerate(value):
                     if one == STORED:
-                        ledger.heard_of(object_id(seq, 1 + i))
+                        self._stored(object_id(seq, 1 + i), stored)
 
-    def on_created(self, number: int, actor_id: bytes) -> None:
-        """The GCS has our actor: the handle exists from now on."""
-        frame, handle_id = self.creating.pop(number), self.created.pop(number)
-        self.actor_refs[handle_id] = actor_id
-        self.core.hold_creation(actor_id, handle_id)
-        if frame.open:
-            frame.handles.append((handle_id, self.address))
-        else:
-            self.core.refs.drop(handle_id)
+    def _stored(self, object_id: bytes, value: Any) -> None:
+        if value[0][0] in self.sim.nodes:
+            self.sim.ledger.heard_of(object_id, value[0])
 
     # -- out -----------------------------------------------------------------------------------------
 
@@ -226,27 +270,47 @@ class Process:
 
     def send(self, target: bytes, raw: tuple[Any, ...]) -> None:
         """To another core worker."""
-        self.sim.connect(self.worker_id, target)
-        self.sim.network.send(self.worker_id, target, (self.address, raw))
+        if self.sim.connect(self.worker_id, target):
+            self.sim.network.send(self.worker_id, target, (self.address, raw))
+
+    def _tell_node(self, node_id: bytes, msg: Message) -> None:
+        """To another node that we want workers of; the first time it hears who we are."""
+        sim = self.sim
+        if node_id not in self.entered:
+            self.entered[node_id] = None
+            if node_id not in sim.nodes and not sim.believed(self.worker_id, node_id):
+                sim.network.send(node_id, self.worker_id, EOF)
+            elif sim.reaches(self.worker_id, node_id):
+                config = {"driver": sim.driver_of(self.job_id)}
+                sim.network.send(self.worker_id, node_id, Introduce(self.job_id, config))
+        if sim.reaches(self.worker_id, node_id):
+            sim.network.send(self.worker_id, node_id, msg)
 
     def _perform_one(self, effect: tuple[Any, ...]) -> None:
         kind = effect[0]
         if kind == "send":
             self.send(effect[1][1], effect[2])
         elif kind == "node":
-            self.sim.network.send(self.worker_id, NODE_ID, effect[1])
+            self.sim.network.send(self.worker_id, self.node.node_id, effect[1])
+        elif kind == "at":
+            self._tell_node(effect[1], effect[3])
         elif kind == "watch":
-            self.sim.network.send(self.worker_id, NODE_ID, Watch(effect[1][1], effect[1][0]))
+            self.sim.network.send(self.worker_id, self.node.node_id, Watch(effect[1][1], effect[1][0]))
         elif kind == "borrow":
             self.send(effect[1][1], (BORROWS, [effect[2:4]]))
         elif kind == "timer":
-            self.sim.timers.append((self.sim.now + effect[1], self, effect[2], effect[3]))
+            self.sim.clock.later(effect[1], self.worker_id, partial(self._on_timer, effect[2], effect[3]))
         elif kind == "freed":
             self._freed(effect[1], effect[2])
         elif kind != "report":
             raise SimulationError(f"unknown effect {effect}")
 
+    def _on_timer(self, what: str, number: int) -> None:
+        self.core.on_timer(what, number, self.sim.clock.now)
+
     def _freed(self, object_id: bytes, record: Any) -> None:
+        if record.owner is None:
+            self.freed.append(object_id)
         actor_id = self.actor_refs.pop(object_id, None)
         if actor_id is not None:
             # Nobody calls it any more: what its constructor has kept is not waited for.
@@ -256,4 +320,9 @@ class Process:
             self.sim.ledger.freed(object_id)
 
     def __repr__(self) -> str:
-        return f"{'driver' if self.is_driver else 'worker'} {self.worker_id.hex()[:8]}"
+        return self.sim.name_of(self.worker_id)
+
+
+def _expect_yes(reply: Reply) -> None:
+    if not reply.ok:
+        raise SimulationError(f"the GCS refuses a request: {reply.value}")

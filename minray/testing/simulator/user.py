@@ -7,15 +7,16 @@ dice say that the timeout is over, or when the simulation ends a wait that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from minray.testing.simulator.ledger import ActorFacts, Handle, SimulationError
+from minray.testing.simulator.groups import GroupActions, Steps
+from minray.testing.simulator.ledger import ActorFacts, Handle, Location, SimulationError, make_id
 from minray.testing.simulator.process import CPU, Process
+from minray.wire.messages import Reply
 from minray.worker.references import ERROR, INLINE, PENDING
 from minray.worker.tasks import STORED, STREAMING, Function, Stream, Task
 
-Steps = Iterator[None]
 MAX_DEPTH = 3  # of nested tasks
 RETRIES = (0, 0, 1, 3, -1)
 BURSTS = (1, 1, 1, 1, 2, 3, 8)  # tasks that are submitted in one go
@@ -23,13 +24,11 @@ CALLS_IN_A_ROW = (1, 2, 3, 6)
 TOO_MUCH = 99  # CPUs that no node has
 
 
-class Frame:
+class Frame(GroupActions):
     """One piece of user code. ``open`` until it has ended."""
 
     def __init__(self, process: Process) -> None:
-        self.process = process
-        self.sim = process.sim
-        self.rng = process.sim.rng
+        super().__init__(process)
         self.core = process.core
         self.handles: list[Handle] = []
         self.streams: list[Stream] = []
@@ -85,6 +84,14 @@ class Frame:
             yield
         self.waiting = None
 
+    def until(self, done: Callable[[], bool]) -> Steps:
+        """Until ``done()``, however long it takes."""
+        self.waiting = done
+        while self.waiting is not None and not done():
+            self.waiting = done
+            yield
+        self.waiting = None
+
     def blocked(self) -> bool:
         """Whether it waits for something that is not there."""
         return self.waiting is not None and not self.waiting()
@@ -99,8 +106,8 @@ class Frame:
             actions.append(self.call)
             weights.append(25)
             if self.process.depth < MAX_DEPTH:
-                actions += [self.submit, self.pass_on, self.create, self.kill]
-                weights += [30, 10, 8, 4]
+                actions += [self.submit, self.pass_on, self.create, self.kill, self.group, self.remove_group]
+                weights += [30, 10, 8, 4, 3, 2]
         (action,) = self.rng.choices(actions, weights)
         return action()
 
@@ -114,8 +121,9 @@ class Frame:
         if rng.random() < 0.5:
             record.status, record.value = INLINE, (b"", [], refs)
         else:
-            record.status, record.value = STORED, (self.sim.ledger.location(), 1, refs)
-            self.sim.ledger.heard_of(object_id)
+            location = self.sim.ledger.location(self.process.node.node_id)
+            record.status, record.value = STORED, (location, 1, refs)
+            self.sim.ledger.heard_of(object_id, location)
         core.refs.set_contains(record, tuple(i for i, _ in inner))
         self.handles.append((object_id, self.process.address))
         yield
@@ -137,16 +145,28 @@ class Frame:
         record = self.core.objects.get(handle[0])
         if record is None:
             raise SimulationError(f"{self.process}: {handle[0].hex()} is referenced but unknown here")
+        if record.status == STORED and self.is_lost(record.value[0]):
+            assert self.core.lineage is not None
+            self.core.lineage.on_unreadable(handle[0], record.value[0], "its node is gone")
         if record.status == PENDING and record.waiters is None:
             self.core.when_ready(handle[0], record, _NOBODY)
-        return record.status != PENDING
+        return record.status != PENDING and (record.status != STORED or self.is_here(record.value[0]))
+
+    def is_here(self, location: Location) -> bool:
+        """Whether its node has it and can be asked for it."""
+        here = self.process.node.node_id
+        return location[0] in self.sim.nodes and (location[0], here) not in self.sim.network.cuts
+
+    def is_lost(self, location: Location) -> bool:
+        """Whether what lay there is gone, and this process can know it."""
+        return location[0] not in self.sim.nodes and not self.sim.believed(self.process.worker_id, location[0])
 
     def _open(self, handle: Handle) -> None:
         record = self.core.objects[handle[0]]
         if record.status != ERROR and type(record.value) is not bytes:
             self.take(record.value[2])
-        elif record.status == ERROR and record.value[0] == "freed":
-            self.sim.check_lost(self.process, handle[0])
+        elif record.status == ERROR:
+            self.sim.judge.get_ends(self.process, handle[0], record.value)
 
     def forget(self) -> Steps:
         """Drop a reference, or a generator."""
@@ -162,6 +182,7 @@ class Frame:
     def cancel(self) -> Steps:
         """Cancel some unfinished tasks or calls of this process."""
         core, rng = self.core, self.rng
+        self.sim.ledger.seen["cancel"] += 1
         for _ in range(rng.choice((1, 1, 3))):
             tasks = [*core.owner.tasks.values(), *core.calls.tasks.values()]
             if not tasks:
@@ -197,6 +218,8 @@ class Frame:
         rng, process = self.rng, self.process
         retires = rng.random() < 0.1
         units = rng.choices((CPU, 0, TOO_MUCH * CPU), (90, 9, 1))[0]
+        self.sim.ledger.seen["hopeless task"] += units > CPU
+        resources, strategy = self._where({"CPU": units})
         retries = rng.choice(RETRIES)
         n = rng.choices((1, 2, 0, STREAMING), (75, 7, 3, 15))[0]
         meta = {
@@ -208,7 +231,7 @@ class Frame:
             "backpressure": rng.choice((0, 0, 1, 2)),
         }
         function = Function(
-            len(process.functions), b"", "f", process.key(units, retires=retires),
+            len(process.functions), b"", "f", process.key(resources, strategy, retires=retires),
             num_returns=n, max_retries=retries, max_calls=int(retires), meta=meta,
         )  # fmt: skip
         process.functions.append(function)
@@ -222,7 +245,7 @@ class Frame:
         sim, process = self.sim, self.process
         sim.budget -= 1
         sim.ledger.submitted(process.worker_id, task.seq, task.retries)
-        ids = self.core.submit(task, sim.now)
+        ids = self.core.submit(task, sim.clock.now)
         self.handles += [(i, process.address) for i in ids]
         if task.stream is not None:
             self.streams.append(task.stream)
@@ -281,7 +304,7 @@ class Frame:
         record = core.refs.own(handle_id)
         record.status, record.value, record.task = INLINE, b"", "actor"
         core.refs.set_contains(record, tuple(i for i, _ in inner))
-        actor_id = rng.randbytes(12) + process.job_id
+        actor_id = make_id(handle_id.hex(), 12) + process.job_id
         options = {
             "max_restarts": rng.choice((0, 1, 2, -1)),
             "max_task_retries": rng.choice((0, 1, 2, -1)),
@@ -298,18 +321,38 @@ class Frame:
             "depth": process.depth + 1,
             "args": (b"", [], [(i, o, False) for i, o in inner]),
             "handle_id": handle_id,
+            "name": rng.choice((None, None, None, "a", "b")),
+            "namespace": "space",
             "placement_resources": {"CPU": CPU},
             "lifetime_resources": rng.choice(({}, {"CPU": CPU})),
         }
+        self._place(spec)
         self.sim.ledger.actors[handle_id] = ActorFacts(actor_id, handle_id, options)
         process.new_client(actor_id, options)
-        number = process.ask_gcs("create_actor", spec)
-        process.creating[number], process.created[number] = self, handle_id
-        self.waiting = lambda: number not in process.creating
-        while number in process.creating:
-            yield
-        self.waiting = None
+        answers: list[Reply] = []
+
+        def created(reply: Reply) -> None:
+            self._created(reply, actor_id, handle_id)
+            answers.append(reply)
+
+        process.ask_gcs("create_actor", spec, then=created)
+        yield from self.until(lambda: bool(answers))
         yield from self.call()
+
+    def _created(self, reply: Reply, actor_id: bytes, handle_id: bytes) -> None:
+        """The GCS has our actor: the handle exists from now on."""
+        core = self.core
+        if not reply.ok:  # its name is taken
+            self.sim.ledger.seen["name taken"] += 1
+            core.refs.drop(handle_id)
+            return
+        self.sim.ledger.actors[handle_id].created = True
+        self.process.actor_refs[handle_id] = actor_id
+        core.hold_creation(actor_id, handle_id)
+        if self.open:
+            self.handles.append((handle_id, self.process.address))
+        else:
+            core.refs.drop(handle_id)
 
     def _some_actor(self) -> tuple[ActorFacts, bool] | None:
         """An actor whose handle we have, and whether it is counted."""
@@ -362,6 +405,23 @@ class Frame:
         if chosen is not None:
             self.process.ask_gcs("kill_actor", chosen[0].actor_id, self.rng.random() < 0.5)
         yield
+
+
+class Program(Frame):
+    """What a driver does: one action after another."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._script = self._run()
+
+    def _run(self) -> Steps:
+        while self.open:
+            yield from self.act()
+            yield
+
+    def step(self) -> None:
+        """Go on, if it does not wait."""
+        next(self._script)
 
 
 class _Nobody:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minray.testing.simulator.actor import ActorRole
 from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.process import NODE_ID, Process
+from minray.testing.simulator.process import Process
 from minray.testing.simulator.user import Frame
 from minray.wire.messages import (
     CALLS,
@@ -25,6 +25,7 @@ from minray.wire.messages import (
     LeaseConfirm,
     LeaseRevoke,
     Message,
+    Register,
     Steal,
     StreamAck,
     unpack,
@@ -34,7 +35,8 @@ from minray.worker.task_queue import TaskQueue
 from minray.worker.tasks import END, ITEM, MULTI, RETRY, STORED, STREAMING
 
 if TYPE_CHECKING:
-    from minray.testing.simulator.run import Simulation
+    from minray.testing.simulator.node import Node
+    from minray.testing.simulator.world import World
 
 Steps = Generator[None, None, None]
 EXEC_NS = 300_000  # of every task: so that several are in flight per worker
@@ -78,13 +80,16 @@ class Call(Frame):
         """From arguments to result."""
         self.begun = True
         try:
-            self._arguments_arrive()
+            error = yield from self.arguments_arrive()
             yield
-            if self.handles and self.rng.random() < 0.4:
-                yield from self.get()
-            for _ in range(self.rng.randint(0, 4)):
-                yield from self.act()
-            status, value = yield from self._outcome()
+            if error is None:
+                if self.handles and self.rng.random() < 0.4:
+                    yield from self.get()
+                for _ in range(self.rng.randint(0, 4)):
+                    yield from self.act()
+                status, value = yield from self._outcome()
+            else:
+                status, value = ERROR, error
         except Interrupt:
             status, value = ERROR, ("cancelled", "f")
         self.waiting = None
@@ -92,19 +97,47 @@ class Call(Frame):
         retained = self.core.refs.end_scope(self.scope) if self.scope else None
         self.worker.answer(self, (self.seq, self.attempt, status, value, EXEC_NS, retained))
 
-    def _arguments_arrive(self) -> None:
+    def arguments_arrive(self) -> Generator[None, None, Any]:
+        """See worker.calling. Returns an error, if one of them cannot be had."""
+        error = None
         if type(self.payload) is tuple:
             self.scope += [r[0] for r in self.payload[2]]
             self.take(self.payload[2])
         for _, status, value, object_id, owner in self.extra.get("top", ()):
             if status == STORED:  # a view of it
                 self.scope.append(object_id)
-                self.core.refs.borrow(object_id, owner)
-                self.handles.append((object_id, owner))
-            if type(value) is not bytes:
+                error = (yield from self._open_stored(object_id, value, owner)) or error
+            elif type(value) is not bytes:
                 self.scope += [r[0] for r in value[2]]
                 self.take(value[2])
         self.core.refs.begin_scope(self.scope)
+        return error
+
+    def _open_stored(self, object_id: bytes, value: Any, owner: Address) -> Generator[None, None, Any]:
+        """Bring it here; if it is lost, have it made again."""
+        refs = self.core.refs
+        record = refs.hold(object_id, owner)
+        try:
+            location = value[0]
+            while location is not None and not self.is_here(location):
+                if self.is_lost(location):
+                    assert self.core.lineage is not None
+                    self.core.lineage.on_unreadable(object_id, location, "its node is gone")
+                    yield from self.until(lambda: self._ready((object_id, owner)))
+                    location = record.value[0] if record.status == STORED else None
+                else:
+                    yield
+            if record.status == ERROR:
+                return record.value
+            final = value if location == value[0] else record.value
+            if type(final) is not bytes:
+                self.scope += [r[0] for r in final[2]]
+                self.take(final[2])
+            refs.borrow(object_id, owner)
+            self.handles.append((object_id, owner))
+            return None
+        finally:
+            refs.unhold(object_id)
 
     def _outcome(self) -> Generator[None, None, tuple[int, Any]]:
         """What it returns, raises or yields."""
@@ -131,7 +164,7 @@ class Call(Frame):
         handles = self.sim.ledger.allowed(object_id, self.pick(2))
         refs = [(i, o, i not in self.scope and self.core.refs.give(i, self.owner)) for i, o in handles]
         if self.rng.random() < 0.4:
-            return STORED, (self.sim.ledger.location(), 1, refs)
+            return STORED, (self.sim.ledger.location(self.worker.node.node_id), 1, refs)
         return INLINE, (b"", [], refs) if refs else b""
 
     def _stream(self) -> Steps:
@@ -158,8 +191,8 @@ class Worker(Process):
 
     is_driver = False
 
-    def __init__(self, sim: Simulation, worker_id: bytes, job_id: bytes, number: int) -> None:
-        super().__init__(sim, worker_id, job_id)
+    def __init__(self, sim: World, node: Node, worker_id: bytes, job_id: bytes, number: int) -> None:
+        super().__init__(sim, node, worker_id, job_id)
         self.number = number
         self.queue = TaskQueue(self.core.effects, self.flush)
         self.call: Call | None = None
@@ -168,6 +201,10 @@ class Worker(Process):
         self.retiring = False
         self._outbox: dict[bytes, tuple[Address, list[tuple[Any, ...]]]] = {}
         self._functions: dict[tuple[bytes, int], dict[str, Any]] = {}
+
+    def register(self) -> None:
+        """Its first word."""
+        self.tell_node(Register(False, self.number, {}))
 
     # -- results -------------------------------------------------------------------------------------
 
@@ -199,6 +236,12 @@ class Worker(Process):
         queue.finish()
 
     # -- running -------------------------------------------------------------------------------------
+
+    def could_act(self) -> bool:
+        """Whether it is worth asking: ``step`` may still find nothing to do."""
+        if self.actor is not None:
+            return bool(self._outbox or self.actor.queue or self.actor.calls or self.actor.stopping)
+        return bool(self._outbox or self.call is not None or self.queue.queue or self.retiring)
 
     def step(self) -> bool:
         """Some progress; False if there is nothing to do."""
@@ -233,7 +276,7 @@ class Worker(Process):
             self.flush()
         self.depth = meta["depth"]
         self.page = (self.queue.lease_no, spec[0], spec[1])
-        self.sim.check_start(self, owner, spec)
+        self.sim.judge.task_starts(self, owner, spec)
         self.sim.ledger.started(owner[1], spec[0], spec[1])
         self.call = Call(self, owner, spec, meta)
         return True
@@ -323,4 +366,4 @@ class Worker(Process):
 
     def tell_node(self, msg: Message) -> None:
         """A control message to the node."""
-        self.sim.network.send(self.worker_id, NODE_ID, msg)
+        self.sim.network.send(self.worker_id, self.node.node_id, msg)

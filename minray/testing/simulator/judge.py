@@ -1,0 +1,201 @@
+"""What must hold in every simulated cluster. After each step the cheap part; all of it now and then, and at rest.
+
+Nothing here changes anything. A broken promise raises SimulationError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minray.testing.simulator.ledger import SimulationError
+from minray.testing.simulator.process import GCS_ID, Process
+from minray.testing.simulator.worker import Worker
+from minray.wire.messages import Address
+from minray.worker.references import ERROR, PENDING, ObjectRecord
+from minray.worker.tasks import ITEM
+
+if TYPE_CHECKING:
+    from minray.testing.simulator.world import World
+
+LAST_WORDS_S = 0.4  # what was answered counts, if the answer does not take longer than that to arrive
+
+
+class Judge:
+    """Of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    # -- while things happen -------------------------------------------------------------------------
+
+    def task_starts(self, worker: Worker, owner: Address, spec: tuple[Any, ...]) -> None:
+        """Does its owner still want this attempt?"""
+        process = self._hears(worker, owner)
+        if process is not None:
+            task = process.core.owner.tasks.get(spec[0])
+            if task is None or task.attempt != spec[1] or task.lease is None:
+                raise SimulationError(f"{worker} starts task {spec[0]}, attempt {spec[1]}, which is given up")
+
+    def call_starts(self, worker: Worker, caller: Address, spec: tuple[Any, ...]) -> None:
+        """Is it in flight at its caller?"""
+        process = self._hears(worker, caller)
+        if process is not None:
+            task = process.core.calls.tasks.get(spec[0])
+            if task is None or task.attempt != spec[1] or spec[0] not in task.actor.inflight:
+                raise SimulationError(f"{worker} starts call {spec[0]}, attempt {spec[1]}, which is given up")
+
+    def _hears(self, worker: Worker, owner: Address) -> Process | None:
+        """The owner, if it lives and the worker's machine does not count as dead."""
+        return self.world.processes.get(owner[1]) if self.world.is_member(worker.worker_id) else None
+
+    def answers_arrive(self, process: Process, source: Address, results: list[tuple[Any, ...]]) -> None:
+        """What has been answered counts, also if its sender is dead by now."""
+        world = self.world
+        if world.clock.now - world.died_at.get(source[1], world.clock.now) > LAST_WORDS_S:
+            return
+        if not world.is_member(source[1]) or not world.is_member(process.worker_id):
+            return
+        core = process.core
+        for seq, attempt, status, *_ in results:
+            task = core.owner.tasks.get(seq) or core.calls.tasks.get(seq)
+            if status != ITEM and (task is None or task.attempt != attempt):
+                raise SimulationError(f"{process} has given up attempt {attempt} of {seq}, and here is its answer")
+
+    def get_ends(self, process: Process, object_id: bytes, error: tuple[Any, ...]) -> None:
+        """A get ends in an error: only in one for which there is a reason."""
+        world, seen = self.world, self.world.ledger.seen
+        while error[0] == "dependency":
+            error = error[2]
+        kind = error[0]
+        deaths = len(world.died_at) > 0
+        reasons = {
+            "task": True,  # its body raised
+            "end_of_stream": True,
+            "cancelled": seen["cancel"] > 0,
+            "crashed": deaths,
+            "actor_died": True,  # killed, out of scope, its constructor raised …
+            "actor_unavailable": deaths,
+            "unschedulable": seen["hopeless task"] > 0 or bool(world.ledger.groups) or len(world.machines) > 1,
+            "unmade": len(world.nodes) < len(world.machines),
+            "owner_died": kind == "owner_died" and world.is_dead(error[2][1]),
+            "freed": kind == "freed" and error[1] in world.ledger.tainted,
+        }
+        seen[f"error {kind}"] += 1
+        if kind not in reasons:
+            raise SimulationError(f"{process}: a get ends in an error that nobody knows: {error}")
+        if not reasons[kind]:
+            if kind == "freed":
+                raise SimulationError(f"{process} references {object_id.hex()}, which its owner has freed")
+            raise SimulationError(f"{process}: a get ends in {error}, and there is no reason for it")
+
+    # -- after each step -----------------------------------------------------------------------------
+
+    def step(self, *, everything: bool) -> None:
+        """Who has been touched agrees with itself, and nobody uses what is freed."""
+        world, touched = self.world, self.world.touched
+        for node_id, node in world.nodes.items():
+            if everything or node_id in touched:
+                node.check_invariants()
+        if everything or GCS_ID in touched:
+            world.gcs.check_invariants()
+        for worker_id, process in world.processes.items():
+            if everything or worker_id in touched:
+                process.core.check_invariants()
+                if isinstance(process, Worker):
+                    process.queue.check_invariants()
+        if everything:
+            checked = list(world.processes.values())
+        else:
+            checked = [world.processes[one] for one in touched if one in world.processes]
+        for process in checked:
+            self._references(process)
+        if not everything:
+            self._freed_here(touched)
+        touched.clear()
+
+    def _references(self, process: Process) -> None:
+        """What it uses is not freed at its owner (unless a dead process had it in its hands)."""
+        world, tainted = self.world, self.world.ledger.tainted
+        for object_id, record in process.core.objects.items():
+            if record.owner is None:
+                if record.status == ERROR and record.value == ("freed", object_id) and object_id not in tainted:
+                    raise SimulationError(f"{object_id.hex()} comes home to {process} after its end")
+            elif record.in_use() and object_id not in tainted:
+                owner = world.processes.get(record.owner[1])
+                if owner is not None and object_id not in owner.core.objects:
+                    raise SimulationError(f"{process} uses {object_id.hex()}, which {owner} has freed")
+
+    def _freed_here(self, touched: set[bytes]) -> None:
+        """What a touched process has freed is used nowhere else."""
+        world, tainted = self.world, self.world.ledger.tainted
+        freed: list[bytes] = []
+        for process in map(world.processes.get, touched):
+            if process is not None:
+                freed += [i for i in process.freed if i not in tainted and i not in process.core.objects]
+        for process in world.processes.values() if freed else ():
+            for object_id in freed:
+                record = process.core.objects.get(object_id)
+                if record is not None and record.owner is not None and record.in_use():
+                    raise SimulationError(f"{process} uses {object_id.hex()}, which its owner has freed")
+        for one in touched:
+            if one in world.processes:
+                world.processes[one].freed.clear()
+
+    # -- when all is quiet -----------------------------------------------------------------------------
+
+    def quiet(self) -> None:
+        """Nothing is in flight and nobody can go on: then nobody waits for what is there, or for an answer."""
+        world = self.world
+        for node in world.nodes.values():
+            node.check_progress()
+        world.gcs.check_quiet()
+        for process in world.processes.values():
+            for lease in process.core.owner.leases.values():
+                if lease.stealing and lease.worker[1] in world.processes:
+                    raise SimulationError(f"{process} never hears what lease {lease.lease_no} had to give back")
+
+    def rest(self) -> None:
+        """All is quiet and nobody references anything: nothing may be left."""
+        world = self.world
+        self.step(everything=True)
+        for process in world.processes.values():
+            self._empty(process)
+        for node in world.nodes.values():
+            node.check_rest()
+        ended = world.ended_jobs()
+        for worker in world.workers():
+            if worker.job_id in ended:
+                raise SimulationError(f"{worker} has outlived its job")
+        world.gcs.check_rest()
+
+    def _describe(self, record: ObjectRecord) -> dict[str, Any]:
+        shown = {name: getattr(record, name) for name in record.__slots__ if getattr(record, name)}
+        for name in ("borrowers",):
+            if name in shown:
+                shown[name] = {self._who(one): count for one, count in shown[name].items()}
+        return shown
+
+    def _who(self, one: bytes) -> str:
+        world = self.world
+        state = "" if one in world.processes else " (dead)"
+        return world.name_of(one) + state
+
+    def _empty(self, process: Process) -> None:
+        core = process.core
+        unfinished = [*core.owner.tasks, *core.calls.tasks]
+        if unfinished:
+            raise SimulationError(f"{process}: unfinished tasks {unfinished}")
+        if core.objects:
+            pending = [i for i, r in core.objects.items() if r.status == PENDING]
+            first = next(iter(core.objects))
+            raise SimulationError(
+                f"{process}: {len(core.objects)} objects are left, {len(pending)} pending, e.g. "
+                f"{first.hex()} ({self._describe(core.objects[first])})"
+            )
+        if core.streams:
+            raise SimulationError(f"{process}: generators are left: {list(core.streams)}")
+        if core.lineage is not None and core.lineage.bytes:
+            raise SimulationError(f"{process}: {core.lineage.bytes} bytes of lineage are left")
+        mine = [i for i in self.world.ledger.copies if i[:12] == process.worker_id[:12]]
+        if mine:
+            raise SimulationError(f"{process}: {mine[0].hex()} is still in the store")
