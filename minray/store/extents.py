@@ -30,7 +30,8 @@ written it into a segment of its own, or when ``restore_failed`` says why not.
 
 Invariants (``check_invariants``): reserved bytes never exceed the capacity; no two live objects overlap;
 nothing is given back while pinned; a segment without a writer goes once it is empty; every request is
-answered by its deadline, unless it waits for a pull or for the disk; a pull that was asked for and has not ended has waiters.
+answered by its deadline, unless it waits for a pull or for the disk; a pull that was asked for and has not ended
+has waiters.
 """
 
 from __future__ import annotations
