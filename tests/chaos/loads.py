@@ -157,6 +157,18 @@ def shared(chance: random.Random) -> None:
     assert sums == [int(array(seed, 300_000).sum())] * 6
 
 
+def hoard(chance: random.Random) -> None:
+    """More than a store has room for, put or made by tasks, read in another order."""
+    seeds = [chance.randrange(1000) for _ in range(20)]
+    refs = [ray.put(array(seed, 400_000)) if chance.random() < 0.5 else make.remote(seed, 400_000) for seed in seeds]
+    order = chance.sample(range(20), 20)
+    sums = [total.remote(refs[i]) for i in order]
+    for i in order[:5]:
+        assert int(ray.get(refs[i], timeout=PATIENCE_S).sum()) == int(array(seeds[i], 400_000).sum())
+    expected = [int(array(seeds[i], 400_000).sum()) for i in order]
+    assert ray.get(sums, timeout=PATIENCE_S) == expected
+
+
 def group(chance: random.Random) -> None:
     """Tasks and an actor in a placement group."""
     made = placement_group([{"CPU": 0.5}] * 2, strategy=chance.choice(("PACK", "SPREAD")))
@@ -172,4 +184,4 @@ def group(chance: random.Random) -> None:
         remove_placement_group(made)
 
 
-LOADS = [chains, tree, several_results, small_ones, recursion, stream, actor, named, shared, group]
+LOADS = [chains, tree, several_results, small_ones, recursion, stream, actor, named, shared, hoard, group]

@@ -1,8 +1,9 @@
 """What breaks things: one thread that ends or freezes processes of a cluster, by a seed, until it is told to stop.
 
-The head's control processes are spared, because the driver's session would be over with them. What else there is may
-be hit at any moment: workers everywhere; the daemon or the zygote of another node, which then counts as dead and is
-replaced; a daemon that stands still, for a moment (it is to be forgiven) or for so long that it counts as dead.
+The control processes of the driver's node are spared, because its session would be over with them. What else there
+is may be hit at any moment: workers everywhere; the daemon or the zygote of another node, which then counts as dead and
+is replaced; a daemon that stands still, for a moment (it is to be forgiven) or for so long that it counts as dead; the
+head, if the driver is on another node: it is started again, at once or after a while.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from minray.cluster_utils import Cluster, ClusterNode
 class Mischief:
     """A context manager: it begins with ``with`` and has ended behind it. ``done`` counts the deeds."""
 
-    def __init__(self, cluster: Cluster, seed: int, *, node: dict[str, Any], timeout_s: float) -> None:
+    def __init__(
+        self, cluster: Cluster, seed: int, *, spared: ClusterNode, node: dict[str, Any], timeout_s: float
+    ) -> None:
         self.done: Counter[str] = Counter()
         self.error: BaseException | None = None
         self._cluster = cluster
+        self._spared = spared
         self._chance = random.Random(seed)
         self._node = node
         self._timeout_s = timeout_s
@@ -44,16 +48,20 @@ class Mischief:
             raise self.error
 
     def _run(self) -> None:
-        deeds = [self.kill_worker, self.kill_node, self.kill_zygote, self.freeze, self.freeze_for_long]
+        deeds = {self.kill_worker: 60, self.kill_node: 12, self.kill_zygote: 6}
+        deeds |= {self.freeze: 15, self.freeze_for_long: 4}
+        if not self._spared.is_head:
+            deeds[self.kill_head] = 8
         try:
             while not self._stop.wait(self._chance.uniform(0.2, 1.5)):
-                (deed,) = self._chance.choices(deeds, weights=(60, 12, 6, 15, 4))
+                (deed,) = self._chance.choices(list(deeds), weights=list(deeds.values()))
                 deed()
         except BaseException as error:
             self.error = error
 
     def _victim(self) -> ClusterNode:
-        return self._chance.choice(sorted(self._cluster.worker_nodes, key=lambda node: node.node_id))
+        others = self._cluster.worker_nodes - {self._spared}
+        return self._chance.choice(sorted(others, key=lambda node: node.node_id))
 
     def kill_worker(self) -> None:
         """Any worker of any node."""
@@ -84,6 +92,13 @@ class Mischief:
     def _replace(self, node: ClusterNode) -> None:
         self._cluster.remove_node(node, allow_graceful=False)
         self._cluster.add_node(**self._node)
+
+    def kill_head(self) -> None:
+        """Its machine's node goes with it; what runs elsewhere goes on without a head for up to two seconds."""
+        self._cluster.kill_head()
+        self._stop.wait(self._chance.choice((0.0, self._chance.uniform(0.0, 2.0))))
+        self._cluster.restart_head()
+        self.done["heads killed"] += 1
 
     def freeze(self) -> None:
         """Shorter than anybody may be taken for dead."""
