@@ -303,12 +303,30 @@ class OutOfDiskError(RayError):
     """No room on the disk for the files of the session."""
 
 
-class OutOfMemoryError(RayError):
-    """A process was ended because the machine ran out of memory."""
+class OutOfMemoryError(_Death):
+    """A process was ended because the machine ran out of memory.
+
+    Attributes:
+        cause_info: the certificate of the process, as far as known.
+    """
+
+    def __init__(
+        self, message: str = "The machine ran out of memory.", cause_info: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, cause_info)
 
 
-class NodeDiedError(RayError):
-    """The node that was to serve this is dead."""
+class NodeDiedError(_Death):
+    """The node that ran the task died, or was out of reach for too long, more often than ``max_retries`` allows.
+
+    Attributes:
+        cause_info: text says which node, and how that was noticed.
+    """
+
+    def __init__(
+        self, message: str = "The node that was to serve this is dead.", cause_info: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, cause_info)
 
 
 class RpcError(RayError):

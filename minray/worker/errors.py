@@ -58,7 +58,9 @@ def _plain(value: Any) -> BaseException:
         cause = value[2]
         text = cause.get("text") or "the process ended unexpectedly"
         if cause.get("memory_ran_out"):
-            return exc.OutOfMemoryError(f"The worker that executed task {value[1]} was {text}")
+            return exc.OutOfMemoryError(f"The worker that executed task {value[1]} was {text}", cause)
+        if cause.get("node_died"):
+            return exc.NodeDiedError(f"Task {value[1]} was lost while it was executed: {text}", cause)
         return exc.WorkerCrashedError(f"The worker died while executing task {value[1]}: {text}", cause)
     if kind == "actor_died":
         return _actor_died(value[1], value[2], value[3])

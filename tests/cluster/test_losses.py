@@ -12,7 +12,7 @@ import pytest
 
 import minray as ray
 from minray._base.process import is_alive
-from minray.exceptions import ActorDiedError, OwnerDiedError, WorkerCrashedError
+from minray.exceptions import ActorDiedError, NodeDiedError, OwnerDiedError
 from minray.worker import connect
 from minray.worker.joined import JoinedCluster
 from tests.cluster.conftest import QUICK, alive, ask_node, eventually
@@ -159,7 +159,7 @@ def test_a_task_on_a_machine_that_freezes(make_cluster, retries):
             second = eventually(lambda: ray.get(spot.all.remote())[1:], "it runs again")[0]
             assert second != first and ray.wait([task], timeout=0)[0] == []
         else:
-            with pytest.raises(WorkerCrashedError, match=f"its node {first[:8]} was lost: it has not reported"):
+            with pytest.raises(NodeDiedError, match=f"its node {first[:8]} was lost: it has not reported"):
                 ray.get(task, timeout=20)
     finally:
         for pid in frozen:

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 import minray as ray
-from minray.exceptions import TaskUnschedulableError, WorkerCrashedError
+from minray.exceptions import NodeDiedError, TaskUnschedulableError, WorkerCrashedError
 from minray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.cluster.conftest import eventually
 
@@ -133,7 +133,7 @@ def test_a_node_that_dies_under_its_tasks(make_cluster, tmp_path):
     third = cluster.add_node(num_cpus=1, resources={"b": 1})
     cluster.connect()
 
-    @ray.remote(resources={"b": 1}, max_retries=3)
+    @ray.remote(resources={"b": 0.5}, max_retries=3)
     def stay(folder, name):
         here = ray.get_runtime_context().get_node_id()
         (folder / f"{name}-{here}").touch()
@@ -141,12 +141,16 @@ def test_a_node_that_dies_under_its_tasks(make_cluster, tmp_path):
             time.sleep(0.005)
         return here
 
-    refs = [stay.remote(tmp_path, name) for name in "xy"]
+    there = NodeAffinitySchedulingStrategy(third.node_id, soft=True)
+    again = stay.options(scheduling_strategy=there, num_cpus=0.5).remote(tmp_path, "again")
+    once = stay.options(scheduling_strategy=there, num_cpus=0.5, max_retries=0).remote(tmp_path, "once")
     eventually(lambda: len(list(tmp_path.iterdir())) == 2, "both run")
     cluster.remove_node(third, allow_graceful=False)
     (tmp_path / "go").touch()
-    found = ray.get(refs, timeout=30)
-    assert third.node_id not in found and len(set(found)) == 1
+    assert ray.get(again, timeout=30) not in (third.node_id, cluster.head_node.node_id)
+    with pytest.raises(NodeDiedError, match=f"its node {third.node_id[:8]} was lost") as caught:
+        ray.get(once, timeout=30)
+    assert caught.value.cause_info["node_died"]
 
 
 def test_a_task_that_asks_other_nodes_dies_and_so_do_its_children(make_cluster, tmp_path):
