@@ -51,6 +51,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing, f"{page.name} links to what is not there: {missing}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    named = set(re.findall(r"`(tests/[a-z0-9_/.]*)", page.read_text(encoding="utf-8")))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def test_each_page_of_docs_opens_with_a_drawing() -> None:
     for page in sorted((ROOT / "docs").glob("*.md")):
         head = page.read_text(encoding="utf-8").splitlines()[:6]
