@@ -1,9 +1,9 @@
 """Checks of single option values, one function each: ``(name, value) -> the value to keep``.
 
 Used by the tables in ``options.py``, and ``runtime_env`` by ``init()`` too; where things run is in
-``placement_checks``. None means "not said" wherever
-Ray accepts it. A wrong type is a TypeError, a wrong value a ValueError, a feature that minray does not have
-yet a NotImplementedError that names it; each message names the option and the value.
+``placement_checks``. None means "not said" wherever Ray accepts it. A wrong type is a TypeError, a wrong value
+a ValueError, a feature that minray does not have yet a NotImplementedError that names it; each message names the
+option and the value.
 
 Invariant: no check changes its argument.
 """
@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from minray._base.resources import UNIT, quantity_to_units, to_units
+
+MOST = 2**31 - 1  # of anything that is counted down: nobody who asks for more means it
 
 
 def wrong_type(name: str, value: Any, expected: str) -> NoReturn:
@@ -72,6 +74,8 @@ def count_or_infinite(name: str, value: Any) -> int | None:
             f"option {name} accepts None, 0, -1 or a positive integer, where -1 means without limit, "
             f"got {value!r}"
         )
+    if number is not None and number > MOST:
+        raise ValueError(f"option {name} is at most {MOST}, got {value!r}: say -1 for without limit")
     return number
 
 

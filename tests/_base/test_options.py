@@ -168,6 +168,7 @@ BAD_FOR_TASKS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"num_returns": 1.5}, TypeError, "num_returns must be an int or None, got float: 1.5"),
     ({"num_returns": True}, TypeError, "num_returns"),
     ({"max_retries": -2}, ValueError, "max_retries accepts None, 0, -1"),
+    ({"max_retries": 2**31}, ValueError, "max_retries is at most 2147483647, got 2147483648: say -1"),
     ({"max_retries": 1.0}, TypeError, "max_retries"),
     ({"max_calls": -1}, ValueError, "max_calls accepts None, 0 or a positive integer, got -1"),
     ({"retry_exceptions": 1}, TypeError, "a bool or a list of exception types"),
