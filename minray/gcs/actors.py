@@ -8,7 +8,8 @@ nodes report (started, ended, owner died, node lost); it does the effects that c
 start an actor's *incarnation* (0, then one more for each restart); what an older incarnation still says is
 ignored, and a fenced one that reports to have started is stopped. A kill that lets the actor restart waits
 for the end of the old incarnation, so that two never run side by side. A node where the actor would have to wait,
-though another has room, *bounces* it: the same incarnation is placed again, and no restart is used.
+though another has room, *bounces* it: the same incarnation is placed again, and no restart is used. An actor that
+ends again and again before it is ready is started again after a pause that grows (``pause_s``).
 
 A *spec* is a dict of built-ins, made by the creator and read here only for: ``actor_id``, ``job_id``,
 ``owner`` (Address), ``name``, ``namespace``, ``lifetime`` ("detached" or None), ``class_name``,
@@ -26,26 +27,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minray.gcs.effects import Effects, Row, notify, order, save
+from minray.gcs.actor_record import ALIVE, DEAD, LOST, NEXT, OVER, PENDING, RESTARTING, STARTED, Actor, pause_s
+from minray.gcs.effects import Effects, Row, later, notify, order, save
 from minray.gcs.nodes import Unplaceable
 from minray.wire.messages import ActorEnded, ActorStarted, ActorUpdate, StartActor, StopActor
 
-PENDING, ALIVE, RESTARTING, DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"
-STARTED, LOST, OVER = "started", "lost", "over"
 KEEP_DEAD = 2000
 TABLE, SPEC_TABLE = "actors", "actor_specs"
-
-NEXT: dict[tuple[str, str], str] = {
-    (PENDING, STARTED): ALIVE,
-    (RESTARTING, STARTED): ALIVE,
-    (PENDING, LOST): RESTARTING,
-    (ALIVE, LOST): RESTARTING,
-    (RESTARTING, LOST): RESTARTING,
-    (PENDING, OVER): DEAD,
-    (ALIVE, OVER): DEAD,
-    (RESTARTING, OVER): DEAD,
-}
-
 Place = Callable[[Mapping[str, Any], Mapping[bytes, int], bytes | None], bytes | None]
 _REQUIRED = ("actor_id", "job_id", "owner", "class_name", "method_meta", "options")
 _ONLY_FOR_STARTING = ("class_blob", "args", "arg_refs")  # what a dead actor's spec can do without
@@ -57,90 +45,6 @@ class ActorError(Exception):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-
-
-class Actor:
-    """One actor's record; only ActorTable changes it."""
-
-    __slots__ = (
-        "actor_id",
-        "address",
-        "awaited",
-        "bounces",
-        "cause",
-        "incarnation",
-        "leaving",
-        "node_id",
-        "restarts_left",
-        "spec",
-        "state",
-        "subscribers",
-    )
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.spec = spec
-        self.actor_id: bytes = spec["actor_id"]
-        self.state = PENDING
-        self.incarnation = 0
-        self.address: Any = None  # Address while ALIVE
-        self.node_id: bytes | None = None  # the node that has the order to run this incarnation
-        self.restarts_left: int = spec["options"].get("max_restarts", 0)  # -1: without end
-        self.awaited: int | None = None  # the killed incarnation whose end is waited for before the restart
-        self.bounces = 0  # how often nodes had no room for this incarnation
-        self.leaving = False  # out of scope: its end is not to be followed by a restart
-        self.cause: dict[str, Any] = {}  # of the latest restart, or of the death
-        self.subscribers: set[int] = set()
-
-    @property
-    def detached(self) -> bool:
-        return bool(self.spec.get("lifetime") == "detached")
-
-    @property
-    def owner_id(self) -> bytes:
-        return bytes(self.spec["owner"][1])
-
-    @property
-    def name_key(self) -> tuple[str, str] | None:
-        name = self.spec.get("name")
-        return (self.spec.get("namespace") or "", name) if name else None
-
-    def row(self) -> Row:
-        return (
-            self.state, self.incarnation, self.address, self.node_id, self.restarts_left, self.awaited,
-            self.leaving, self.cause,
-        )  # fmt: skip
-
-    def take_row(self, row: Row) -> None:
-        (
-            self.state, self.incarnation, self.address, self.node_id, self.restarts_left, self.awaited,
-            self.leaving, self.cause,
-        ) = row  # fmt: skip
-
-    def update(self) -> ActorUpdate:
-        return ActorUpdate(self.actor_id, self.state, self.incarnation, self.address, self.cause)
-
-    def info(self) -> dict[str, Any]:
-        """What a handle is made of."""
-        spec = self.spec
-        return {
-            "actor_id": self.actor_id,
-            "job_id": spec["job_id"],
-            "owner": spec["owner"],
-            "name": spec.get("name"),
-            "namespace": spec.get("namespace"),
-            "lifetime": spec.get("lifetime"),
-            "class_name": spec["class_name"],
-            "method_meta": spec["method_meta"],
-            "options": spec["options"],
-            "state": self.state,
-            "incarnation": self.incarnation,
-            "address": self.address,
-            "cause": self.cause,
-        }
-
-    def __repr__(self) -> str:
-        name = self.spec.get("class_name")
-        return f"Actor({name}, {self.actor_id.hex()}, {self.state} #{self.incarnation})"
 
 
 class _Index:
@@ -328,6 +232,7 @@ class ActorTable:
             return self._over(actor, cause, graceful=True)
         actor.state = NEXT[actor.state, STARTED]
         actor.address = report.address
+        actor.failures = 0
         return [self._saved(actor), *self._announce(actor)]
 
     def ended(self, node_id: bytes, report: ActorEnded) -> Effects:
@@ -447,11 +352,30 @@ class ActorTable:
         else:
             cause.setdefault("kind", "worker_died")
             if actor.restarts_left != 0 and not actor.leaving:
-                effects = self._restart(actor, cause)
-                return [*effects, *self._dispatch(actor)]
+                return self._start_again(actor, cause)
         if actor.leaving:
             cause = {**cause, "kind": "out_of_scope", "text": actor.cause["text"]}
         return self._over(actor, cause, graceful=False, stop=False)
+
+    def _start_again(self, actor: Actor, cause: dict[str, Any]) -> Effects:
+        """Its worker is gone: now, or after a pause if it never gets ready."""
+        actor.failures += actor.state != ALIVE and cause["kind"] == "worker_died"
+        pause = pause_s(actor.failures)
+        if not pause:
+            return [*self._restart(actor, cause), *self._dispatch(actor)]
+        often = f"ended {actor.failures} times in a row before it was ready; started again in {pause:g} s"
+        effects = self._restart(actor, {**cause, "text": f"{cause.get('text', 'it ended')} ({often})"})
+        self._detach(actor)
+        self._unplaced[actor.actor_id] = None
+        return [*effects, self._saved(actor), later(pause, actor.actor_id, actor.incarnation)]
+
+    def pause_over(self, actor_id: bytes, incarnation: int) -> Effects:
+        """What ``later`` had asked for."""
+        actor = self._actors.get(actor_id)
+        if actor is None or actor_id not in self._unplaced or actor.incarnation != incarnation:
+            return []
+        del self._unplaced[actor_id]
+        return self._dispatch(actor)
 
     def _restart(self, actor: Actor, cause: dict[str, Any]) -> Effects:
         """The next incarnation is due; not yet ordered."""

@@ -4,7 +4,8 @@ An effect is a tuple whose first item says what to do:
 
 * ``("save", table, key, row)``: remember this row (a tuple of built-ins), or forget the key if it is None;
 * ``("order", node_id, message)``: send this to a node;
-* ``("notify", subscriber, message)``: send this to whoever subscribed under that number.
+* ``("notify", subscriber, message)``: send this to whoever subscribed under that number;
+* ``("later", delay_s, actor_id, incarnation)``: call ``ActorTable.pause_over`` then.
 
 Saves become durable before any order or notification of the same reactor turn leaves (see ``tables``).
 """
@@ -33,3 +34,8 @@ def order(node_id: bytes, message: Message) -> Effect:
 def notify(subscriber: int, message: Message) -> Effect:
     """Send ``message`` to a subscriber."""
     return ("notify", subscriber, message)
+
+
+def later(delay_s: float, actor_id: bytes, incarnation: int) -> Effect:
+    """Come back to this actor in ``delay_s`` seconds."""
+    return ("later", delay_s, actor_id, incarnation)

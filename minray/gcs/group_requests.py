@@ -24,7 +24,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from minray.gcs.actors import DEAD, ActorError, ActorTable
+from minray.gcs.actor_record import DEAD
+from minray.gcs.actors import ActorError, ActorTable
 from minray.gcs.effects import Effects, notify, order
 from minray.gcs.jobs import JobTable
 from minray.gcs.links import NodeLinks, Scheduler

@@ -25,7 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minray.gcs.actors import ALIVE, ActorTable
+from minray.gcs.actor_record import ALIVE
+from minray.gcs.actors import ActorTable
 from minray.gcs.effects import Effects
 from minray.wire.messages import ActorEnded, ActorStarted, Watch
 

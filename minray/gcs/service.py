@@ -35,6 +35,7 @@ from inside a call of its own; what a node says that counts as dead is ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -465,9 +466,15 @@ class GcsService(GroupRequests):
                 if link is not None:  # else it is lost, and node_lost restarts what it had
                     self._introduce(node_id, link, message)
                     self._post(link.deliver, message)
+            elif kind == "later":
+                delay_s, actor_id, incarnation = rest
+                self._reactor.call_later(delay_s, partial(self._on_pause_over, actor_id, incarnation))
             else:
                 subscriber, message = rest
                 self._post(self._peers[subscriber], message)
+
+    def _on_pause_over(self, actor_id: bytes, incarnation: int) -> None:
+        self._do(self._actors.pause_over(actor_id, incarnation))
 
     def _introduce(self, node_id: bytes, link: NodeLink, message: Message) -> None:
         """Before a node starts an actor of a job for the first time, it hears what the job's workers need; each time

@@ -388,8 +388,10 @@ class ObjectOps(Link):
         if task.unresolved:
             return f"task {task.name} (waits for {task.unresolved} arguments)"
         if task.actor is not None:
-            where = "was sent" if task.seq in task.actor.inflight else f"actor is {task.actor.state}"
-            return f"call {task.actor.class_name}.{task.name} ({where})"
+            actor = task.actor
+            why = str(actor.cause.get("text") or "") if actor.state == "RESTARTING" else ""
+            where = "was sent" if task.seq in actor.inflight else f"actor is {actor.state}" + (why and f": {why}")
+            return f"call {actor.class_name}.{task.name} ({where})"
         if task.lease is None:
             return f"task {task.name} (queued: no worker is free for {task.function.key.description})"
         return f"task {task.name} (sent to worker {task.lease.worker[1].hex()[:8]})"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from minray._base.config import Config
-from minray.gcs.actors import ALIVE, DEAD
+from minray.gcs.actor_record import ALIVE, DEAD
 from minray.gcs.service import GcsService
 from minray.gcs.tables import Tables
 from minray.node.demands import WorkerClass

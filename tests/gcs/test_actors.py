@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from minray.gcs.actors import ALIVE, DEAD, PENDING, RESTARTING, ActorError, ActorTable
+from minray.gcs.actor_record import ALIVE, DEAD, PENDING, RESTARTING
+from minray.gcs.actors import ActorError, ActorTable
 from minray.gcs.nodes import NodeTable, Unplaceable
 from minray.wire.messages import ActorStarted, StartActor, StopActor
 from tests.gcs.support import JOB, NODE, OWNER, actor_id, ended, orders, spec, started, updates
@@ -87,7 +88,44 @@ def test_max_restarts_of_minus_one_never_ends(table: ActorTable) -> None:
     alive(table, **restarts(-1))
     for incarnation in range(1, 50):
         assert updates(table.ended(NODE, ended(ONE, incarnation - 1))) == [(7, RESTARTING, incarnation)]
-    assert table.state_of(ONE) == RESTARTING
+        table.started(NODE, started(ONE, incarnation))
+    assert table.state_of(ONE) == ALIVE
+
+
+def test_one_that_never_gets_ready_is_started_again_after_pauses_that_grow(table: ActorTable) -> None:
+    table.create(spec(owner=(b"another node", OWNER, "unix:/driver"), **restarts(-1)), subscriber=7)
+    pauses = []
+    for incarnation in range(14):
+        effects = table.ended(NODE, ended(ONE, incarnation))
+        assert updates(effects) == [(7, RESTARTING, incarnation + 1)]
+        if orders(effects):
+            pauses.append(0.0)
+            continue
+        ((_, pause, *who),) = [effect for effect in effects if effect[0] == "later"]
+        pauses.append(pause)
+        assert f"ended {incarnation + 1} times in a row before it was ready" in cause_of(effects)["text"]
+        assert [m.incarnation for m in orders(table.pause_over(*who))] == [incarnation + 1]  # type: ignore[attr-defined]
+        assert table.pause_over(*who) == []
+    assert pauses == [0, 0, 0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10, 10, 10]
+    table.started(NODE, started(ONE, 14))
+    assert orders(table.ended(NODE, ended(ONE, 14)))  # it was ready: at once
+    for _ in range(10):
+        assert orders(table.node_lost(NODE, "power"))  # and that is no fault of its own
+
+
+def test_what_happens_during_such_a_pause(table: ActorTable) -> None:
+    for number in (1, 2, 3):
+        table.create(spec(number, **restarts(-1)), subscriber=7)
+        for incarnation in range(4):
+            effects = table.ended(NODE, ended(actor_id(number), incarnation))
+        assert not orders(effects)
+    assert table.kill(ONE, no_restart=False) == []  # its restart is on the way
+    assert updates(table.kill(ONE, no_restart=True)) == [(7, DEAD, 4)]
+    assert table.pause_over(ONE, 4) == []
+    assert len(orders(table.node_joined())) == 2  # a new place may be a better one
+    table.ended(NODE, ended(actor_id(2), 4))
+    assert table.pause_over(actor_id(2), 4) == []  # of an earlier pause
+    assert len(orders(table.pause_over(actor_id(2), 5))) == 1
 
 
 def test_an_intended_exit_is_not_followed_by_a_restart(table: ActorTable) -> None:

@@ -11,7 +11,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from minray.gcs.actors import ALIVE, DEAD, ActorError, ActorTable
+from minray.gcs.actor_record import ALIVE, DEAD
+from minray.gcs.actors import ActorError, ActorTable
 from minray.gcs.effects import Effects
 from minray.gcs.nodes import NodeTable
 from minray.wire.messages import ActorUpdate, StartActor, StopActor
@@ -31,6 +32,7 @@ class Actors(RuleBasedStateMachine):
         self.stopping: set[tuple[bytes, int]] = set()
         self.said: dict[bytes, ActorUpdate] = {}
         self.lives = 0
+        self.pauses: list[tuple[bytes, int]] = []
 
     def act(self, effects: Effects) -> None:
         for kind, *rest in effects:
@@ -41,6 +43,9 @@ class Actors(RuleBasedStateMachine):
                 self.running[key] = False
             elif kind == "order" and isinstance(rest[1], StopActor):
                 self.stopping.add((rest[1].actor_id, rest[1].incarnation))
+            elif kind == "later":
+                assert rest[0] > 0
+                self.pauses.append((rest[1], rest[2]))
             elif kind == "notify":
                 update: ActorUpdate = rest[1]
                 before = self.said.get(update.actor_id)
@@ -102,6 +107,11 @@ class Actors(RuleBasedStateMachine):
         if key is not None:
             self.act(self.table.out_of_scope(key[0]))
 
+    @rule()
+    def pause_ends(self) -> None:
+        if self.pauses:
+            self.act(self.table.pause_over(*self.pauses.pop(0)))
+
     @rule(owner=st.integers(0, 1))
     def owner_dies(self, owner: int) -> None:
         self.act(self.table.owner_died(OWNERS[owner], "exit code 1"))
@@ -121,9 +131,12 @@ class Actors(RuleBasedStateMachine):
     def teardown(self) -> None:
         """At rest: the node obeys; whoever is not dead is alive and runs exactly once."""
         for _ in range(1000):
+            self.pause_ends()
             waiting = [key for key, up in self.running.items() if key in self.stopping or not up]
             if not waiting:
-                break
+                if not self.pauses:
+                    break
+                continue
             key = waiting[0]
             if key in self.stopping:
                 self.end(sorted(self.running).index(key), intended=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from minray.gcs.actors import ALIVE, DEAD, PENDING, RESTARTING, ActorTable
+from minray.gcs.actor_record import ALIVE, DEAD, PENDING, RESTARTING
+from minray.gcs.actors import ActorTable
 from minray.gcs.effects import Effects
 from minray.gcs.reunion import AWAY, Inventory, reconcile
 from minray.wire.messages import StartActor, StopActor, Watch
