@@ -16,9 +16,9 @@ from typing import Any
 
 from minray._base import log
 from minray._base.groups import ANY_BUNDLE, GONE, READY_TASK, GroupTarget, different
-from minray.exceptions import ActorPlacementGroupRemoved, RaySystemError, TaskPlacementGroupRemoved
+from minray.exceptions import ActorPlacementGroupRemoved, TaskPlacementGroupRemoved
 from minray.wire.messages import Request, pack
-from minray.worker.link import LOST, Answer
+from minray.worker.link import Answer
 from minray.worker.waiting import WaitOps
 
 CREATE, REMOVE = "create_placement_group", "remove_placement_group"
@@ -97,7 +97,7 @@ class GroupOps(WaitOps):
         """Send a request, and do not wait: the Answer that will hear of it, and its number."""
         with self.lock:
             if self.closed or self.gcs_link.closed:
-                raise RaySystemError(LOST)
+                raise self.over()
             self._request_no += 1
             number = self._request_no
             self._answers[number] = answer

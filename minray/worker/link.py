@@ -319,6 +319,13 @@ class Link:
             self.core.on_timer(what, number, monotonic())
             self.leave()
 
+    def over(self) -> BaseException:
+        """What to raise in calls that come after the end. A daemon thread that still runs when the interpreter exits
+        cannot do anything about an error: SystemExit ends it in silence."""
+        if self.exiting and threading.current_thread() is not threading.main_thread():
+            return SystemExit()
+        return RaySystemError(LOST)
+
     # -- requests ------------------------------------------------------------------------------------
 
     def request(self, conn: Connection, method: str, args: tuple[Any, ...], timeout: float | None) -> Any:
@@ -327,7 +334,7 @@ class Link:
         answer = Answer()
         with self.lock:
             if self.closed or conn.closed:
-                raise RaySystemError(LOST)
+                raise self.over()
             self._request_no += 1
             number = self._request_no
             self._answers[number] = answer
