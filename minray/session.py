@@ -165,6 +165,8 @@ def _auto_init() -> None:
 
 
 def _refuse_at_exit() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise SystemExit  # a daemon thread: nobody reads its error any more
     raise RuntimeError("minray cannot start a session: the interpreter is exiting, and the session has ended")
 
 

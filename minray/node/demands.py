@@ -67,6 +67,7 @@ class Demand:
     fatal_at: float | None = None  # infeasible: when the grace ends
     reserved_at: float | None = None  # since when others are held back for it
     warned: bool = False  # its user knows that it waits for actors
+    kept: int = 0  # of what is missing: what SPREAD has left here already
 
     @property
     def missing(self) -> int:

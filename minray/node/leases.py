@@ -146,6 +146,7 @@ class LeaseTable:
             self.demands[place] = demand
         if demand.missing <= 0:
             demand.since = now
+        demand.kept = max(0, demand.missing)
         demand.wanted = wanted
         demand.depth, demand.resources = msg.depth, msg.resources
         demand.strategy, demand.hold, demand.again = msg.strategy, msg.hold, msg.again
@@ -372,6 +373,7 @@ class LeaseTable:
             return parked
         effects: list[Effect] = []
         if demand.actor is None:
+            self.away.expire(now)
             here, effects = self.away.route(demand)
             if demand.missing <= 0 or not here:
                 return effects
@@ -433,9 +435,10 @@ class LeaseTable:
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
         self.wake_at = None
         if not self.queue:
-            self.capped_since = self.reserved = self.stall_at = self.away.decline_at = None
+            self.capped_since = self.reserved = self.stall_at = self.away.decline_at = self.away.booked_until = None
             return effects
         effects += pressure.order_starts(self, now)
+        self.away.expire(now)
         return effects
 
     def _grant(self, demand: Demand, now: float, effects: list[Effect]) -> bool:
@@ -513,6 +516,7 @@ class LeaseTable:
     def tick(self, now: float) -> list[Effect]:
         """What a moment that ``next_deadline`` named brings."""
         effects = self.pool.tick(now)
+        self.away.expire(now)
         for demand in [d for d in self.infeasible.values() if d.fatal_at is not None and d.fatal_at <= now]:
             effects += self.fail(demand, self.away.why_not(demand) or self._infeasible_text(demand))
         for lease in list(self._doomed.values()):
@@ -547,8 +551,7 @@ class LeaseTable:
             moments.append(self.stall_at)
         if self.wake_at is not None:
             moments.append(self.wake_at)
-        if self.away.decline_at is not None:
-            moments.append(self.away.decline_at)
+        moments += [moment for moment in (self.away.decline_at, self.away.booked_until) if moment is not None]
         pool_full = self.pool.task_workers >= self.pool.hard or self.pool.count(STARTING)
         if self.capped_since is not None and not pool_full:
             moments.append(self.capped_since + self.cap_patience_s)

@@ -55,6 +55,7 @@ class Spillover:
         self.labels = labels
         self.strangers: set[bytes] = set()  # owners whose node is another
         self.decline_at: float | None = None  # when the next of them has waited long enough
+        self.booked_until: float | None = None  # when another node may have room, though it has said nothing
         self._refused: dict[bytes, dict[DemandKey, int]] = {}  # owner → key → workers, in all
         self._turns: dict[tuple[bytes, DemandKey], int] = {}  # of SPREAD demands: units placed so far
 
@@ -72,6 +73,10 @@ class Spillover:
             self._turns.pop((owner, key), None)
         for place in [place for place in self._turns if place[0] == owner]:
             del self._turns[place]
+
+    def expire(self, now: float) -> None:
+        """Somebody waits: do not believe for ever that what was asked of others was granted."""
+        self.booked_until = self.view.expire(now)
 
     # -- where a demand may go -----------------------------------------------------------------------
 
@@ -187,21 +192,24 @@ class Spillover:
         return self._share_out(demand, rows, shares)
 
     def _spread(self, demand: Demand) -> list[Effect]:
-        """One here, one there, in turn, over the nodes that seem to have room. Who finds none stays here."""
+        """One here, one there, in turn, over the nodes that seem to have room. Who finds none stays here, and has had
+        its turn: a demand that grows spreads only what is new."""
         place = (demand.owner, demand.key)
         rows = [row for row in self._sample(demand) if row.fits(demand.resources)]
         rows.sort(key=_by_id)  # so that few nodes stand in the same order each time
-        room = [fit_count(self._left_by_others(demand), demand.resources)]
+        room = [max(0, fit_count(self._left_by_others(demand), demand.resources) - demand.kept)]
         room += [fit_count(row.available, demand.resources) for row in rows]
         turn = self._turns.get(place, 0)
         shares = [0] * len(room)
-        for _ in range(min(demand.missing, sum(room))):
+        for _ in range(min(demand.missing - demand.kept, sum(room))):
             while shares[turn % len(room)] >= room[turn % len(room)]:
                 turn += 1
             shares[turn % len(room)] += 1
             turn += 1
         self._turns[place] = turn
-        return self._share_out(demand, rows, shares)
+        effects = self._share_out(demand, rows, shares)
+        demand.kept = demand.missing
+        return effects
 
     def _share_out(self, demand: Demand, rows: list[NodeRow], shares: list[int]) -> list[Effect]:
         """``shares[0]`` and what is in no share stay here."""

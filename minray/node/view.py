@@ -3,7 +3,7 @@
 Fed with the GCS's ClusterViews by ``node.membership``; read by whoever has to choose another node
 (``policy``, ``actor_placement``) or to name them all in an error. It is always a little late: who acts on
 it must be able to hear no. What was just asked of a node is booked here (``book``) until that node's next word,
-so that a burst does not go to one place.
+so that a burst does not go to one place; or for ``BOOKED_S``, since a node whose use has not changed says nothing.
 
 Invariants: the own node is never in it; the index holds exactly the nodes.
 """
@@ -23,6 +23,7 @@ from minray.wire.messages import ClusterView, Resources
 LOOKED_AT = 8  # candidates per question: a sample, so that the price does not grow with the cluster
 REMEMBERED = 1000  # nodes that are gone
 NAMED = 3  # of nodes that have the same, in an error
+BOOKED_S = 1.0  # a node that has granted something has said so by then
 
 
 @dataclass(slots=True, eq=False)
@@ -33,9 +34,10 @@ class NodeRow:
     endpoint: str
     address: str
     totals: Resources
-    available: Resources  # as it said last, less what was booked here since
+    available: Resources  # as it said last (``said``), less what was booked here since
     labels: dict[str, str]
     load: int  # workers that are wanted there and not granted
+    said: Resources
 
     def fits(self, request: Mapping[str, int]) -> bool:
         """Whether this was free there, as far as is known."""
@@ -49,6 +51,7 @@ class View:
         self.own = own
         self.nodes: dict[bytes, NodeRow] = {}
         self.left: dict[bytes, None] = {}  # the last nodes that are gone
+        self._booked: dict[bytes, float | None] = {}  # node → since when, as far as ``expire`` has seen it
         self._index = NodeIndex()
         self._turn = int.from_bytes(own[-4:], "big")  # or all nodes would ask the same ones first
 
@@ -66,12 +69,13 @@ class View:
             if row is None:
                 if endpoint is None:  # news of a node that was never introduced: it is gone again
                     continue
-                row = NodeRow(node_id, endpoint, address, totals, available, labels, load)
+                row = NodeRow(node_id, endpoint, address, totals, available, labels, load, available)
                 self.nodes[node_id] = row
                 self._index.put(node_id, totals, labels)
                 more = True
                 continue
-            row.available, row.load = available, load
+            row.available, row.said, row.load = available, available, load
+            self._booked.pop(node_id, None)
             other = totals is not None and totals != row.totals
             if other:
                 row.totals = totals
@@ -84,6 +88,7 @@ class View:
         for node_id in message.gone:
             if self.nodes.pop(node_id, None) is not None:
                 self._index.drop(node_id)
+                self._booked.pop(node_id, None)
             self.left[node_id] = None
             if len(self.left) > REMEMBERED:
                 del self.left[next(iter(self.left))]
@@ -115,9 +120,23 @@ class View:
         """So much was just asked of that node; its next report says what became of it."""
         row = self.nodes.get(node_id)
         if row is not None:
+            self._booked[node_id] = None
             row.available = dict(row.available)
             for name, amount in request.items():
                 row.available[name] = row.available.get(name, 0) - amount * count
+
+    def expire(self, now: float) -> float | None:
+        """Forget what was booked long ago: whoever has said nothing since has granted nothing. When to come again."""
+        due = None
+        for node_id, since in list(self._booked.items()):
+            if since is None:
+                since = self._booked[node_id] = now
+            if now >= since + BOOKED_S:
+                del self._booked[node_id]
+                self.nodes[node_id].available = self.nodes[node_id].said
+            else:
+                due = since + BOOKED_S if due is None else min(due, since + BOOKED_S)
+        return due
 
     def describe_totals(self, labels: Iterable[str] = (), limit: int = 10) -> str:
         """Every other node's totals, and what it has of these labels, for an error. Nodes that have the same are
@@ -142,6 +161,8 @@ class View:
         assert len(self._index) == len(self.nodes)
         for node_id, row in self.nodes.items():
             assert row.node_id == node_id and self._index.holds(node_id, row.totals)
+            assert row.available == row.said or node_id in self._booked
+        assert self._booked.keys() <= self.nodes.keys()
 
 
 def describe_node(totals: Resources, has: Labels, labels: Iterable[str]) -> str:

@@ -322,6 +322,13 @@ class Link:
             self.core.on_timer(what, number, monotonic())
             self.leave()
 
+    def over(self) -> BaseException:
+        """What to raise in calls that come after the end. A daemon thread that still runs when the interpreter exits
+        cannot do anything about an error: SystemExit ends it in silence."""
+        if self.exiting and threading.current_thread() is not threading.main_thread():
+            return SystemExit()
+        return RaySystemError(LOST)
+
     # -- requests ------------------------------------------------------------------------------------
 
     def request(self, conn: Connection, method: str, args: tuple[Any, ...], timeout: float | None) -> Any:
@@ -330,7 +337,7 @@ class Link:
         answer = Answer()
         with self.lock:
             if self.closed or conn.closed:
-                raise RaySystemError(LOST)
+                raise self.over()
             number = self._expect(answer)
             conn.send(pack(Request(number, method, args)))
         if not self.wait_for(answer, number, partial(self.reactor.wait, answer, timeout)):
@@ -365,7 +372,7 @@ class Link:
         answer = answer or Answer()
         with self.lock:
             if self.closed or (self.gcs_line.conn is self.node and self.node.closed):
-                raise RaySystemError(LOST)
+                raise self.over()
             problem = self.gcs_line.problem()
             if problem is not None:
                 raise RaySystemError(problem)

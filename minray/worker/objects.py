@@ -31,7 +31,7 @@ from minray.store.holds import Gone, Hold
 from minray.wire.messages import Address, PinForever, pack
 from minray.wire.reactor import Waiter
 from minray.worker import errors
-from minray.worker.link import LOST, Link
+from minray.worker.link import Link
 from minray.worker.references import ObjectRecord
 from minray.worker.serialization import Serialized, deserialize, layout, load_object, serialize
 from minray.worker.tasks import ERROR, INLINE, STORED
@@ -245,7 +245,7 @@ class ObjectOps(Link):
 
     def _put(self, object_id: bytes, status: int, stored: Any, nested: list[ObjectRef[Any]]) -> None:
         if self.closed:
-            raise RaySystemError(LOST)
+            raise self.over()
         refs = self.core.refs
         record = refs.own(object_id)
         record.status = status
@@ -331,12 +331,12 @@ class ObjectOps(Link):
                 raise errors.to_exception(record.value)
         if any(r.status == PENDING for r in records):
             if self.closed:
-                raise RaySystemError(LOST)
+                raise self.over()
             raise GetTimeoutError(f"get timed out {why}: {self._on_what(records)}")
 
     def _unknown(self, ref: ObjectRef[Any]) -> ObjectRecord:
         if self.closed:
-            raise RaySystemError(LOST)
+            raise self.over()
         raise ValueError(
             f"{ref!r} is not known in this session: it was made by an earlier session, or by "
             "ObjectRef(bytes). Get refs from .remote() or put()"

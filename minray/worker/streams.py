@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from minray.exceptions import GetTimeoutError, RaySystemError
+from minray.exceptions import GetTimeoutError
 from minray.object_ref import ObjectRef, make_ref
 from minray.wire.reactor import Waiter
 from minray.worker.core import END_OF_STREAM, PICKLED_NONE
-from minray.worker.link import LOST
 from minray.worker.references import ERROR, INLINE, PENDING
 from minray.worker.submission import Submission
 from minray.worker.tasks import Stream
@@ -40,7 +39,7 @@ class StreamOps(Submission):
             waiter = _StreamWaiter(self.reactor)
             with self.lock:
                 if self.closed:
-                    raise RaySystemError(LOST)
+                    raise self.over()
                 stream = self._stream(stream_id)
                 if stream is None or stream.ended():
                     return None

@@ -12,11 +12,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from minray._base.options import resolve_num_returns
-from minray.exceptions import ActorHandleNotFoundError, PendingCallsLimitExceeded, RaySystemError
+from minray.exceptions import ActorHandleNotFoundError, PendingCallsLimitExceeded
 from minray.object_ref import ObjectRef, make_generator, make_ref
 from minray.worker.functions import dumps_function
 from minray.worker.groups import GroupOps
-from minray.worker.link import LOST
 from minray.worker.running import RUNNING
 from minray.worker.serialization import Serialized, serialize
 from minray.worker.tasks import DYNAMIC, STORED, STREAMING, Function, SchedulingKey, Task
@@ -163,7 +162,7 @@ class Submission(GroupOps):
         else:
             with self.lock:
                 if self.closed:
-                    raise RaySystemError(LOST)
+                    raise self.over()
                 ids = core.submit(task, monotonic())
                 if core.effects or self.inbox:
                     self.leave()

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from minray.exceptions import RaySystemError
 from minray.object_ref import ObjectRef
 from minray.store.holds import Gone, Hold
 from minray.wire.reactor import Waiter
-from minray.worker.link import LOST
 from minray.worker.objects import ASK_S, PENDING, ObjectOps, is_lost
 from minray.worker.references import ObjectRecord
 from minray.worker.tasks import INLINE, STORED
@@ -131,7 +129,7 @@ class WaitOps(ObjectOps):
             with self.lock:
                 _forget_waiter(waiter, pending)
         if self.closed:
-            raise RaySystemError(LOST)
+            raise self.over()
         return self._split(refs, num_returns)
 
     def _wait_here(
@@ -161,7 +159,7 @@ class WaitOps(ObjectOps):
             with self.lock:
                 _forget_waiter(arrivals, arrivals.pending.values())
         if self.closed:
-            raise RaySystemError(LOST)
+            raise self.over()
         ready = [ref for ref in refs if ref._id in arrivals.here][:num_returns]
         chosen = {ref._id for ref in ready}
         return ready, [ref for ref in refs if ref._id not in chosen]

@@ -122,7 +122,8 @@ import minray as ray
 @ray.remote
 def ports():
     here = psutil.Process()
-    return [c.laddr.port for c in here.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    connections = getattr(here, "net_connections", None) or here.connections  # the name before psutil 6
+    return [c.laddr.port for c in connections("tcp") if c.status == psutil.CONN_LISTEN]
 
 ray.init()
 nodes = [node["NodeID"] for node in ray.nodes()]

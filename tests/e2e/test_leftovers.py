@@ -226,6 +226,41 @@ def test_every_end_of_a_driver(drive, end):
         assert driver.err == ""  # a clean exit is silent
 
 
+LATE = """
+import atexit, threading
+go, threads = threading.Event(), []
+def late():
+    go.set()
+    for thread in threads:
+        thread.join(20)
+        if thread.is_alive():
+            print(thread.name, "hangs")
+atexit.register(late)  # before minray's own: it runs when that has ended the session
+import minray as ray
+from minray._base import current
+ray.init(num_cpus=1)
+rt, ref, sent = current.get(), ray.put(1), ray.remote(lambda: 1)
+ray.get(sent.remote())
+calls = [
+    lambda: ray.put(1), lambda: ray.get(ref), lambda: sent.remote(), lambda: ray.wait([ref]),
+    lambda: rt.put(1), lambda: rt.get_actor("nobody", None),
+]
+def one(call):
+    go.wait()
+    call()
+    print("it went on")
+threads += [threading.Thread(target=one, args=(call,), daemon=True) for call in calls]
+for thread in threads:
+    thread.start()
+"""
+
+
+def test_daemon_threads_that_call_when_all_is_over_end_in_silence(drive):
+    driver = drive(LATE, prelude=False)
+    assert driver.wait() == 0, driver.err
+    assert (driver.err, driver.out) == ("", "")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 def test_signals_that_end_a_driver(drive, name):
     driver = drive(FOREVER)

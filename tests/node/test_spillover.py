@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from minray.node.demands import WorkerClass
+from minray.node.view import BOOKED_S, View
 from minray.wire.messages import (
     ClusterView,
     LeaseDecline,
@@ -17,7 +18,7 @@ from minray.wire.messages import (
     Resources,
 )
 
-from .support import CPU1, DRIVER, JOB, World
+from .support import CPU1, DRIVER, JOB, NODE, World
 
 STRANGER = b"s" * 28
 A, B = b"a" * 28, b"b" * 28
@@ -252,6 +253,18 @@ def test_spread_goes_round_also_one_by_one() -> None:
     assert where == [None, A, B] * 2
 
 
+def test_spread_of_a_demand_that_grows() -> None:
+    """While its first workers start here: what was left for them is not given to others, too."""
+    world = Cluster(cpus=4)
+    world.see(row(A, {"CPU": 40_000}), row(B, {"CPU": 40_000}))
+    sent: list[bytes] = []
+    for wanted in (1, 2, 4, 9):
+        world.demand(wanted - len(sent), strategy="SPREAD", refused=len(sent))
+        for node_id, count, _ in world.spills():
+            sent += [node_id] * count
+    assert (sent.count(A), sent.count(B)) == (3, 3)
+
+
 def test_spread_asks_nobody_for_more_than_there_is() -> None:
     world = Cluster(cpus=1)
     world.see(row(A, {"CPU": 10_000}), row(B, {"CPU": 20_000}))
@@ -315,6 +328,40 @@ def test_what_is_held_goes_when_another_node_has_room() -> None:
     world.see(row(B, {"CPU": 20_000}))
     assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 2)]
     assert world.take(LeaseSpill) == []
+
+
+def test_what_was_asked_of_a_node_that_says_nothing_is_not_believed_for_ever() -> None:
+    """It has granted nothing, so its use has not changed, so it has nothing to report."""
+    world = Cluster(cpus=1)
+    world.demand(1)
+    world.register_all()
+    world.see(row(B, {"CPU": 10_000}))
+    world.stranger(2, hold=True)
+    world.pass_time(0.1)
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 1)]
+    world.pass_time(0.5)
+    assert world.take(LeaseDecline, STRANGER) == []
+    world.pass_time(1.0)
+    assert world.take(LeaseDecline, STRANGER) == [LeaseDecline(1, 1)]
+
+
+def test_what_is_booked_is_forgotten_with_the_next_word_or_in_time() -> None:
+    view = View(NODE)
+    view.apply(ClusterView([row(A, {"CPU": 20_000}), row(B, {"CPU": 20_000})], []))
+    assert view.expire(0.0) is None
+    view.book(A, {"CPU": 5_000}, 2)
+    assert view.expire(1.0) == 1.0 + BOOKED_S
+    view.book(B, {"CPU": 20_000})
+    assert view.expire(1.5) == 1.0 + BOOKED_S
+    assert view.nodes[A].available == {"CPU": 10_000} and view.nodes[B].available == {"CPU": 0}
+    assert view.expire(2.0) == 1.5 + BOOKED_S
+    assert view.nodes[A].available == {"CPU": 20_000} and view.nodes[B].available == {"CPU": 0}
+    view.apply(ClusterView([row(B, {"CPU": 10_000})], []))
+    assert view.expire(2.1) is None and view.nodes[B].available == {"CPU": 10_000}
+    view.book(A, {"CPU": 5_000})
+    view.apply(ClusterView([], [A]))
+    assert view.expire(9.0) is None
+    view.check_invariants()
 
 
 def test_nothing_is_spilled_for_strangers() -> None:
