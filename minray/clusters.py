@@ -255,7 +255,16 @@ def the_cluster(config: Config, said: str | None) -> str:
         return staying[0]
     if len(staying) > 1:
         raise ClusterError(f"several clusters of yours run here: name one by --address={' or '.join(staying)}")
-    return addresses.meant(config, said)
+    try:
+        return addresses.meant(config, said)
+    except ConnectionError as error:
+        killed = [] if named else [head.address for head in dead_heads(config)]
+        if not killed:
+            raise
+        raise ConnectionError(
+            f"{error}. The head at {' and the one at '.join(killed)} was killed, and can be started again: "
+            "minray start --head --resume"
+        ) from None
 
 
 def clusters_here(config: Config) -> list[str]:

@@ -47,8 +47,14 @@ def _run(arguments: argparse.Namespace) -> int:
     except ConnectionError:
         if arguments.address not in (None, "auto"):
             raise
-        print(f"No cluster of yours runs on this machine (looked in {config.temp_root()}).")
-        return 0
+        killed = [head.address for head in clusters.resumable(config)]
+        if len(killed) != 1:
+            print(f"No cluster of yours runs on this machine (looked in {config.temp_root()}).")
+            for address in killed:
+                print(f"What a killed head has left is discarded by: minray stop --address={address}")
+            return 0
+        address = killed[0]
+        print(f"What the killed head at {address} had left is discarded.")
     ended = clusters.stop_nodes(config, address, force=arguments.force, grace_s=arguments.grace_period)
     for node in ended:
         kind = "head" if node.info.is_head else "node"

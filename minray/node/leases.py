@@ -101,6 +101,7 @@ class LeaseTable:
         self.reserved: Demand | None = None  # others are held back for it
         self.stall_at: float | None = None  # when somebody has waited for too long
         self.wake_at: float | None = None  # when a lease becomes old enough to be revoked
+        self.memory_hold: float | None = None  # memory has run out: until then nothing begins beside what runs
         self.last_start_failure = ""
         self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
@@ -446,7 +447,7 @@ class LeaseTable:
             return not pressure.held_back(self, demand) and self.bundles.grant(demand, now, effects)
         if not self.pool.idle(demand.worker_class) or not self.book.fits(demand.resources):
             return False
-        if pressure.held_back(self, demand):
+        if pressure.held_back(self, demand) or pressure.short_of_memory(self, now):
             return False
         actor = demand.actor
         no = self._last_no + 1
@@ -552,6 +553,8 @@ class LeaseTable:
         if self.wake_at is not None:
             moments.append(self.wake_at)
         moments += [moment for moment in (self.away.decline_at, self.away.booked_until) if moment is not None]
+        if self.memory_hold is not None and self.queue:
+            moments.append(self.memory_hold)
         pool_full = self.pool.task_workers >= self.pool.hard or self.pool.count(STARTING)
         if self.capped_since is not None and not pool_full:
             moments.append(self.capped_since + self.cap_patience_s)

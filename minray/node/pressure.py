@@ -61,6 +61,9 @@ def _take(free: Resources, request: Resources, count: int) -> None:
 
 def order_starts(table: LeaseTable, now: float) -> list[Effect]:
     """Start workers and revoke leases for the demands in the queue."""
+    if short_of_memory(table, now):
+        table.reserved = table.stall_at = table.away.decline_at = None
+        return _send_away(table, Plan({}, unmet=[(d, d.missing) for d in table.queue if not d.bundles]), now)
     plan = _look(table)
     effects = _start(table, plan, now)
     table.reserved = table.stall_at = table.away.decline_at = None
@@ -276,6 +279,13 @@ def let_go(table: LeaseTable, now: float) -> None:
     reserved = table.reserved
     if reserved is not None and (reserved.reserved_at is None or now >= reserved.reserved_at + RESERVE_S):
         table.reserved = None
+
+
+def short_of_memory(table: LeaseTable, now: float) -> bool:
+    """Whether nothing may begin here now: memory has run out, and something runs that may be what fills it."""
+    if table.memory_hold is not None and now >= table.memory_hold:
+        table.memory_hold = None
+    return table.memory_hold is not None and bool(table.leases)
 
 
 def held_back(table: LeaseTable, demand: Demand) -> bool:

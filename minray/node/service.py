@@ -155,7 +155,7 @@ class NodeService:
         )
         self.public_session = self._make_public_session()
         self.workers: WorkerProcesses
-        self.memory = MemoryWatch(reactor, config, self.table, lambda: self.workers)
+        self.memory = MemoryWatch(reactor, config, self.table, lambda: self.workers, self.now, self.do)
 
     def _make_totals(self) -> dict[str, int]:
         offer = self._offer

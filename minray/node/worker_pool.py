@@ -226,6 +226,13 @@ class WorkerPool:
                 return self.leave(number, now, graceful=True, reason="another kind of worker is needed")
         return []
 
+    def dismiss_idle(self, now: float, reason: str) -> list[Effect]:
+        """End all that nobody uses."""
+        effects: list[Effect] = []
+        for number in list(self._idle_order):
+            effects += self.leave(number, now, graceful=True, reason=reason)
+        return effects
+
     def next_deadline(self) -> float | None:
         """When ``tick`` has something to do next."""
         moments = list(self._paused.values())

@@ -65,6 +65,7 @@ class _Process:
     ordered: str | None = None  # why it was told to end
     suspicion: str = ""  # why it had to be killed, though nobody ordered its end
     memory_ran_out: bool = False  # that was why
+    beside: int = 0  # so many others worked here then
 
 
 class WorkerProcesses:
@@ -137,11 +138,11 @@ class WorkerProcesses:
             process.suspicion = process.suspicion or suspicion
             self.launcher.kill(number)
 
-    def kill_for_memory(self, number: int, text: str) -> None:
-        """The same, because memory runs out."""
+    def kill_for_memory(self, number: int, text: str, beside: int) -> None:
+        """The same, because memory runs out, while so many others work here."""
         process = self._processes.get(number)
         if process is not None:
-            process.memory_ran_out = True
+            process.memory_ran_out, process.beside = True, beside
             self.kill(number, text)
 
     def pid(self, number: int) -> int | None:
@@ -195,7 +196,8 @@ class WorkerProcesses:
         )
         if process.suspicion and not cause["expected"]:
             cause["text"] = process.suspicion
-            cause["memory_ran_out"] = process.memory_ran_out
+            if process.memory_ran_out:
+                cause.update(memory_ran_out=True, beside=process.beside)
         try:
             os.unlink(process.stack_file)
         except FileNotFoundError:

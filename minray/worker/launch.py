@@ -198,13 +198,7 @@ def launch(
         minray.wire.secret.TokenError: a cluster's token was given that cannot be one.
         minray.wire.tls.TlsFileError: a cluster's files for TLS cannot be used.
     """
-    check_store_memory(config, (node or {}).get("object_store_memory"))
-    if config.spill:
-        spill_folders.check(config.spill_dirs)
-    if cluster is not None and config.tls is not None:
-        from minray.wire.tls import Tls  # ssl takes its time
-
-        Tls(*config.tls)  # told here, rather than in the log of a process that ends
+    _check(config, node or {}, cluster)
     root = session_folder.user_folder(config)
     if resume is not None:
         token: bytes = resume.token()
@@ -230,6 +224,17 @@ def launch(
         sweep_heads(root)
     session_folder.sweep_dead(root)  # while the new processes load
     return made
+
+
+def _check(config: Config, node: Mapping[str, Any], cluster: Mapping[str, Any] | None) -> None:
+    """What cannot be is told here, rather than in the log of a process that ends."""
+    check_store_memory(config, node.get("object_store_memory"))
+    if config.spill:
+        spill_folders.check(config.spill_dirs)
+    if cluster is not None and config.tls is not None:
+        from minray.wire.tls import Tls  # ssl takes its time
+
+        Tls(*config.tls)
 
 
 def _record(info: SessionInfo, resume: HeadRecord | None, resumable: bool) -> HeadRecord:
@@ -284,25 +289,16 @@ def _start(
         command = [_python(), "-S", "-c", _DAEMON, info.folder, *_folders_of("minray", "psutil")]
         daemon = _popen(command, stdin=subprocess.PIPE, log_fd=log_fd, fds=fds, env=_with_malloc({}))
         boot = {
+            **_facts(info),
             "config": config.to_dict(),
-            "session_dir": info.folder,
-            "prefix": info.prefix,
-            "created": info.created,
             "token": token,
-            "endpoint": endpoint,
             "listen_fds": [sock.fileno() for sock in listeners],
             "zygote_fd": fds[0] if pair else -1,
             "zygote": _life(zygote),
-            "driver": info.driver,
-            "node_id": bytes.fromhex(info.node_id),
             "node": node,
             "cluster": dict(cluster) if cluster is not None else None,
             "gcs": dict(gcs) if gcs is not None else None,
-            "head_folder": info.head_folder,
             "resume": resume,
-            "tables": tables_in(info.head_folder) if info.head_folder else None,
-            "python_flags": _interpreter_flags(),
-            "sys_path": [os.path.abspath(path) for path in sys.path],
         }
         _send_boot(daemon, encode((boot,)), close=info.driver is None)
     except BaseException:
@@ -317,6 +313,22 @@ def _start(
     info = replace(info, starter=None, daemon=_life(daemon), zygote=_life(zygote))
     info.write()
     return LocalCluster(info, token, daemon, zygote, log_fd)
+
+
+def _facts(info: SessionInfo) -> dict[str, Any]:
+    """What a daemon needs to know of its session, and of this process."""
+    return {
+        "session_dir": info.folder,
+        "prefix": info.prefix,
+        "created": info.created,
+        "endpoint": info.endpoint,
+        "driver": info.driver,
+        "node_id": bytes.fromhex(info.node_id),
+        "head_folder": info.head_folder,
+        "tables": tables_in(info.head_folder) if info.head_folder else None,
+        "python_flags": _interpreter_flags(),
+        "sys_path": [os.path.abspath(path) for path in sys.path],
+    }
 
 
 def _start_zygote(folder: str, sock: socket.socket) -> subprocess.Popen[bytes]:

@@ -33,6 +33,7 @@ from minray.wire.messages import (
     Steal,
     pack,
 )
+from minray.worker.charges import Charges
 from minray.worker.tasks import STORED, Elsewhere, Function, Lease, SchedulingKey, Task
 
 STEAL_AFTER_S = 0.003
@@ -66,6 +67,7 @@ class TaskManager:
         self._sent_functions: dict[bytes, set[int]] = {}  # worker_id → what it has
         self._endpoints: dict[bytes, str] = {}  # of other nodes that we have been sent to
         self._near: dict[tuple[int, bytes], Function] = {}  # by function and node: the same, asked for there first
+        self._charges = Charges()
         self._near_keys: dict[tuple[int, bytes], SchedulingKey] = {}
         self.clustered = False  # there may be other nodes
 
@@ -510,7 +512,7 @@ class TaskManager:
             if task.retries == 0 and not task.cancelled:
                 failed.append(task)
             else:
-                task.retries -= task.retries > 0
+                task.retries -= task.retries > 0 and self._charges.counts(task.seq, cause, self.tasks)
                 charged.append(task)
         self._requeue(key, charged + batch[started + 1 :])
         for task in failed:

@@ -43,7 +43,7 @@ def test_what_start_takes() -> None:
         "labels": {"rack": "a", "disk": "ssd"}, "resources": {"license": 2}, "node_name": "n",
         "object_store_memory": 2 << 30, "memory": 1024, "temp_dir": "/t", "token_file": "/f", "block": True,
         "tls_cert": "/c", "tls_key": "/k", "tls_ca": "/a", "min_worker_port": 20000, "max_worker_port": 20999,
-        "spill_dirs": "/s",
+        "spill_dirs": "/s", "resume": False,
     }  # fmt: skip
 
 

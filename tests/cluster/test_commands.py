@@ -210,7 +210,10 @@ def test_a_supervisor_sees_whether_a_node_ended_as_it_should(shell, accident):
     _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == accident
     assert ("no connection to the head" if accident else "the head of the cluster has ended") in err
-    eventually(lambda: not shell.sessions(), "all folders are gone")
+    eventually(lambda: not shell.sessions(), "all folders of sessions are gone")
+    if accident:
+        assert "can be started again" in shell.minray("status", code=1)
+        shell.minray("stop")  # or not
     shell.leaves_nothing()
 
 

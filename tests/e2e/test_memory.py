@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def session():
-    ray.init(num_cpus=2, _system_config={"memory_total": 400 * MIB, "memory_threshold": 0.5})
+    ray.init(num_cpus=2, _system_config={"memory_total": 600 * MIB, "memory_threshold": 0.5})  # a worker has 50
     yield
     ray.shutdown()
 
@@ -55,6 +55,19 @@ def test_the_one_that_began_last_makes_room_and_runs_again(session, tmp_path):
     (tmp_path / "go").touch()
     assert ray.get([first, second], timeout=60) == [140 * MIB] * 2
     assert (tmp_path / "first").read_text() == "x"
+
+
+def test_those_that_do_not_fit_together_take_turns_and_use_no_retry(session, tmp_path):
+    @ray.remote(max_retries=1)
+    def half(name):
+        with open(tmp_path / name, "a") as file:
+            file.write("x")
+        kept = fill(140)
+        time.sleep(1.0)  # long enough to be seen by the watch, which looks each 0.1 s when little is left
+        return len(kept)
+
+    refs = [half.remote(f"t{i}") for i in range(5)]
+    assert ray.get(refs, timeout=120) == [140 * MIB] * 5
 
 
 def test_an_actor_that_takes_too_much(session):

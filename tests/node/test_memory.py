@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from minray._base.config import Config
-from minray.node.memory import FILL_RATE, GIB, LATEST_S, SOONEST_S, Candidate, MemoryWatch, choose, pause
+from minray.node.memory import FILL_RATE, GIB, LATEST_S, SOONEST_S, Brake, Candidate, MemoryWatch, choose, pause
 
 
 def worker(number: int, since: float, *, again: bool = True, actor: bool = False) -> Candidate:
@@ -51,24 +51,34 @@ class World:
         self.used = 0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.killed: list[tuple[int, str]] = []
+        self.beside: list[int] = []
+        self.now = 100.0
         self.workers: dict[int, Any] = {}
         self.leases: dict[int, Any] = {}
-        pool = SimpleNamespace(workers=self.workers)
-        table: Any = SimpleNamespace(leases=self.leases, pool=pool)
+        self.idle = 0
+        self.dismissed: list[Any] = []
+        pool = SimpleNamespace(workers=self.workers, dismiss_idle=self.dismiss_idle)
+        self.table: Any = SimpleNamespace(leases=self.leases, pool=pool, memory_hold=None)
         self.watch = MemoryWatch(
-            self, Config(**settings), table, lambda: self, measure=lambda: (self.used, 100)  # type: ignore[arg-type]
-        )
+            self, Config(**settings), self.table, lambda: self, lambda: self.now,  # type: ignore[arg-type]
+            self.dismissed.extend, measure=lambda: (self.used, 100),
+        )  # fmt: skip
 
     def call_later(self, delay: float, fn: Callable[[], None]) -> Any:
         entry = (delay, fn)
         self.timers.append(entry)
         return SimpleNamespace(cancel=lambda: self.timers.remove(entry))
 
+    def dismiss_idle(self, now: float, reason: str) -> list[Any]:
+        idle, self.idle = self.idle, 0
+        return [("exit", number, True, reason) for number in range(idle)]
+
     def pid(self, number: int) -> int | None:
         return None
 
-    def kill_for_memory(self, number: int, text: str) -> None:
+    def kill_for_memory(self, number: int, text: str, beside: int) -> None:
         self.killed.append((number, text))
+        self.beside.append(beside)
 
     def works(self, number: int, since: float, again: bool = True) -> None:
         demand = SimpleNamespace(actor=None, again=again, description="task f")
@@ -100,8 +110,40 @@ def test_one_at_a_time_and_only_beyond_the_bound() -> None:
     assert len(world.killed) == 1  # it is not gone yet
     world.ends(2)
     world.look()
-    assert [number for number, _ in world.killed] == [2, 1]
+    assert [number for number, _ in world.killed] == [2, 1] and world.beside == [1, 0]
     assert world.watch.ended == 2
+
+
+def test_whoever_does_nothing_goes_first() -> None:
+    world = World()
+    world.works(1, 1.0)
+    world.used, world.idle = 99, 3
+    world.look()
+    assert len(world.dismissed) == 3 and not world.killed
+    world.look()
+    assert len(world.killed) == 1
+
+
+def test_then_nothing_begins_for_a_while() -> None:
+    world = World()
+    world.works(1, 1.0)
+    world.works(2, 2.0)
+    world.used = 99
+    world.look()
+    assert world.table.memory_hold == world.now + 1.0
+    world.ends(2)
+    world.now += 0.5
+    world.look()
+    assert world.table.memory_hold == world.now + 2.0
+
+
+def test_the_brake_is_pulled_longer_each_time_until_there_was_peace() -> None:
+    brake, now, pauses = Brake(), 7.0, []
+    for _ in range(7):
+        pauses.append(brake.pull(now) - now)
+        now += pauses[-1]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    assert brake.pull(now + 100) == now + 101
 
 
 def test_who_cannot_start_again_is_told_so() -> None:

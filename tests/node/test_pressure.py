@@ -243,3 +243,40 @@ def test_a_flood_starts_only_a_few_workers_at_once() -> None:
     assert len(world.ordered) == world.pool.max_starting == 4
     world.register(world.ordered.pop(0))
     assert len(world.ordered) == 4
+
+
+# -- memory has run out ----------------------------------------------------------------------------
+
+
+def test_after_memory_ran_out_nothing_begins_beside_what_runs() -> None:
+    world = World(cpus=3)
+    world.demand(3)
+    world.register_all()
+    third = world.take(LeaseGrant)[-1]
+    world.table.memory_hold = world.now + 5.0
+    world.exit(world.table.leases[third.lease_no].number)
+    world.demand(3)
+    world.register_all()
+    assert world.take(LeaseGrant) == [] and world.ordered == []
+    world.pass_time(4.9)
+    assert world.take(LeaseGrant) == []
+    world.pass_time(0.2)
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 1
+
+
+def test_when_nothing_runs_any_more_one_begins_and_the_others_still_wait() -> None:
+    world = World(cpus=3)
+    world.demand(1)
+    world.register_all()
+    (only,) = world.take(LeaseGrant)
+    world.table.memory_hold = world.now + 5.0
+    world.demand(3, key=2)
+    world.register_all()
+    assert world.take(LeaseGrant) == []
+    world.exit(world.table.leases[only.lease_no].number)
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 1
+    world.pass_time(5.0)
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 2

@@ -56,6 +56,18 @@ def test_only_idle_ones_above_the_number_of_cpus_retire_the_longest_idle_first()
     assert [pool.workers[n].state for n in (1, 2, 3, 4)] == [LEAVING, LEAVING, IDLE, IDLE]
 
 
+def test_idle_ones_can_be_dismissed_at_once() -> None:
+    pool = make(idle_s=10.0)
+    pool.start(CLASS, 3, 0.0)
+    for number in (1, 2):
+        pool.registered(number, 1.0)
+    pool.take(CLASS, "lease", 7, 2.0)
+    (gone,) = pool.dismiss_idle(3.0, "memory runs out")
+    assert gone[0] == "exit" and gone[2:] == (True, "memory runs out")
+    assert pool.dismiss_idle(3.0, "memory runs out") == []
+    pool.check_invariants()
+
+
 def test_a_leaving_worker_is_never_given_out() -> None:
     pool = make()
     pool.start(CLASS, 1, 0.0)

@@ -104,6 +104,33 @@ def test_retries_are_counted_down_to_none() -> None:
     assert [seq for seq, _ in world.finished] == [1]
 
 
+def test_when_memory_runs_out_beside_others_no_retry_is_used_ten_times() -> None:
+    world, (task,) = in_flight(1, retries=1)
+    crowded = {"text": "memory ran out", "memory_ran_out": True, "beside": 2}
+    for lease_no in range(1, 12):
+        assert retries([task]) == [1]
+        lease = world.owner.leases.get(lease_no) or world.grant()
+        world.do(world.owner.on_worker_died, lease.lease_no, (task.seq, task.attempt), crowded, world.now)
+        world.lost(lease)
+    assert retries([task]) == [0] and not world.finished
+    lease = world.grant()
+    world.do(world.owner.on_worker_died, lease.lease_no, (task.seq, task.attempt), crowded, world.now)
+    world.lost(lease)
+    assert world.finished == [(1, ("crashed", "f1", crowded))]
+
+
+def test_when_memory_runs_out_alone_a_retry_is_used_and_at_most_once_stays_at_most_once() -> None:
+    world, (task,) = in_flight(1, retries=1)
+    alone = {"text": "memory ran out", "memory_ran_out": True, "beside": 0}
+    world.do(world.owner.on_worker_died, 1, (task.seq, task.attempt), alone, world.now)
+    world.lost(world.owner.leases[1])
+    assert retries([task]) == [0]
+    world, (task,) = in_flight(1, retries=0)
+    world.do(world.owner.on_worker_died, 1, (task.seq, task.attempt), {**alone, "beside": 3}, world.now)
+    world.lost(world.owner.leases[1])
+    assert len(world.finished) == 1
+
+
 def test_minus_one_is_for_ever() -> None:
     world, (task,) = in_flight(1, retries=-1)
     for lease_no in range(1, 6):

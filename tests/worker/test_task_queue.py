@@ -384,7 +384,7 @@ class ExecutorWorld:
             lock=nullcontext(),
             leave=lambda: None,
             task_id_of=lambda _running: bytes(24),
-            encode=lambda value: (1, value, ()),
+            encode=lambda value, object_id: (1, value, ()),
         )
         self.executor = executor.Executor(rt, SimpleNamespace(start=lambda *_: None))
         self.executor._name = "f"  # announced
