@@ -226,7 +226,7 @@ for name, said in [
     ("file", dict(object_spilling_directory={str(tmp_path / "file")!r})),
     ("type", dict(object_spilling_directory=3)),
     ("json", dict(_system_config={{"object_spilling_config": "nonsense"}})),
-    ("memory", dict(object_store_memory=10**16)),
+    ("memory", dict(object_store_memory=10**13)),
 ]:
     try:
         ray.init(num_cpus=1, **said)
@@ -237,7 +237,7 @@ for name, said in [
     assert "is a file: name one in which" in driver.said("file")[0]
     assert "got 3" in driver.said("type")[0]
     assert "'nonsense'" in driver.said("json")[0] and "directory_path" in driver.said("json")[0]
-    assert "10000000000000000" in driver.said("memory")[0] and "goes to disk" in driver.said("memory")[0]
+    assert "object_store_memory=10000000000000 " in driver.said("memory")[0] and "goes to disk" in driver.said("memory")[0]
 
 
 def test_rays_older_way_to_name_folders(drive, tmp_path):
