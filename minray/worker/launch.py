@@ -198,13 +198,7 @@ def launch(
         minray.wire.secret.TokenError: a cluster's token was given that cannot be one.
         minray.wire.tls.TlsFileError: a cluster's files for TLS cannot be used.
     """
-    check_store_memory(config, (node or {}).get("object_store_memory"))
-    if config.spill:
-        spill_folders.check(config.spill_dirs)
-    if cluster is not None and config.tls is not None:
-        from minray.wire.tls import Tls  # ssl takes its time
-
-        Tls(*config.tls)  # told here, rather than in the log of a process that ends
+    _check(config, node or {}, cluster is not None)
     root = session_folder.user_folder(config)
     if resume is not None:
         token: bytes = resume.token()
@@ -214,6 +208,7 @@ def launch(
     else:
         token = (token_of(config) if cluster is not None else None) or make_token()
     info = session_folder.make_session(root, None if stays else own_identity(), token)
+    info = replace(info, tls=config.tls, worker_ports=config.worker_ports)
     try:
         with _standard_descriptors():
             if cluster is not None and gcs is None:
@@ -230,6 +225,17 @@ def launch(
         sweep_heads(root)
     session_folder.sweep_dead(root)  # while the new processes load
     return made
+
+
+def _check(config: Config, node: Mapping[str, Any], clustered: bool) -> None:
+    """What is told here, rather than in the log of a process that ends."""
+    check_store_memory(config, node.get("object_store_memory"))
+    if config.spill:
+        spill_folders.check(config.spill_dirs)
+    if clustered and config.tls is not None:
+        from minray.wire.tls import Tls  # ssl takes its time
+
+        Tls(*config.tls)
 
 
 def _record(info: SessionInfo, resume: HeadRecord | None, resumable: bool) -> HeadRecord:
@@ -267,8 +273,7 @@ def _start(
     resume: bool,
 ) -> LocalCluster:
     listeners, endpoint = listen(config, info.folder, cluster)
-    info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None, tls=config.tls)
-    info = replace(info, worker_ports=config.worker_ports)
+    info = replace(info, endpoint=endpoint, node_id=os.urandom(28).hex(), is_head=gcs is None)
     if cluster is not None:
         info = replace(info, gcs=gcs["endpoint"] if gcs is not None else nearest(endpoint, same_machine=False))
         node.setdefault("node_ip_address", cluster["host"])

@@ -237,7 +237,8 @@ for name, said in [
     assert "is a file: name one in which" in driver.said("file")[0]
     assert "got 3" in driver.said("type")[0]
     assert "'nonsense'" in driver.said("json")[0] and "directory_path" in driver.said("json")[0]
-    assert "object_store_memory=10000000000000 " in driver.said("memory")[0] and "goes to disk" in driver.said("memory")[0]
+    said = driver.said("memory")[0]
+    assert "object_store_memory=10000000000000 " in said and "goes to disk" in said
 
 
 def test_rays_older_way_to_name_folders(drive, tmp_path):
