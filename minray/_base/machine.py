@@ -58,13 +58,21 @@ def detect_totals(
 def check_store_memory(config: Config, said: float | None, root: str = "/") -> None:
     """ValueError if a node is to have more shared memory for objects than its machine has memory."""
     size = config.store_memory if said is None else said
-    ram = memory_limit(root)
-    if size is not None and size > ram and config.segments != "file":
-        raise ValueError(
-            f"object_store_memory={int(size)} ({size / GIB:.1f} GiB) is more than the memory of this machine"
-            f" ({ram / GIB:.1f} GiB): name at most that, and what does not fit goes to disk; or set"
-            " MINRAY_SEGMENTS=file, for mapped files instead of memory"
-        )
+    if size is None or config.segments == "file":
+        return
+    ram, shm = memory_limit(root), shm_free(root)
+    if config.segments == "auto" and shm is not None and shm < SHM_MIN:
+        shm = None  # mapped files will be used
+    if size > ram:
+        place, room = "the memory of this machine", ram
+    elif shm is not None and size > shm:
+        place, room = "what /dev/shm has free (mount it larger, in a container --shm-size)", shm
+    else:
+        return
+    raise ValueError(
+        f"object_store_memory={int(size)} ({size / GIB:.1f} GiB) is more than {place}, {room / GIB:.1f} GiB: name at"
+        " most that, and what does not fit goes to disk; or set MINRAY_SEGMENTS=file, for files instead of memory"
+    )
 
 
 def usable_cpus(config: Config | None = None, root: str = "/") -> int:

@@ -20,16 +20,19 @@
                   ExtentRefused
 
 Requests are served in order of arrival while something moves. When nothing does, a request is overtaken for half of
-its grace by smaller ones. Each progress of the disk starts the grace anew: a request is refused only when, for all of
-it, everything was pinned or the disk was full. Memory comes free by whole segments, or, for the writer that asks, by
-ranges of its own; so a segment of which all can go is emptied before single objects of others are.
+its grace by smaller ones. Each progress of the disk starts the grace anew, and while it writes or reads, however
+slowly, nobody is refused: that happens only when, for all of a grace, everything was pinned or the disk was full.
+Memory comes free by whole segments, or, for the writer that asks, by ranges of its own; so a segment of which all can
+go is emptied before single objects of others are.
 
 Effects: ``("spill", number, [(object_id, segment name, its size, offset, length), …])``: write them, in this order, to
 one file, then call ``spilled`` or ``spill_failed``; ``("unspill", number)``: that file is not needed;
 ``("restore", object_id, (number, offset), length)``: the node's restorer (a client whose id is ``restorer_id``) is to
-write it into the store, or ``restore_failed``. With ``spills`` False nothing is ever written to disk.
+write it into the store, between ``read_began`` and ``read_ended``, or ``restore_failed``. With ``spills`` False nothing
+is ever written to disk.
 
-While something is on disk, room for one object is kept for the restorer (``_kept_from``).
+While something is on disk, room for one object is kept for the restorer (``_kept_from``), also from writers who would
+use at once what they get back (``_is_wanted``).
 
 Invariants: reserved bytes never exceed the capacity; nothing is spilled or dropped while pinned; at most
 MAX_WRITING bytes are on their way to the disk, but for one larger object.
@@ -179,17 +182,18 @@ class Admission:
         late = [request for request in self._requests if request.deadline <= now]
         if late and self.spills:
             self._make_room(now)  # whatever the writers still owe
-        moves = bool(self._returned) or bool(self._spills.writing)
+        moves = bool(self._returned) or bool(self._spills.writing) or bool(self._spills.reads)
         for request in late:
             if moves:
                 request.deadline = now + self._wait_s()
-            else:
+            elif request in self._requests:  # else it has just got what was kept
                 self._requests.remove(request)
                 self._refuse(request, now)
 
     def _wait_s(self) -> float:
-        """How long a request waits while nothing moves: its writers' answers, at least, if there is a disk."""
-        return max(self._grace_s, ANSWER_S) if self.spills else self._grace_s
+        """How long a request waits while nothing moves: if there is a disk, at least until every writer was asked once
+        more and may have answered."""
+        return max(self._grace_s, TRIM_EVERY_S + ANSWER_S) if self.spills else self._grace_s
 
     def _moves(self) -> bool:
         """Whether something is under way that may make room."""
@@ -266,6 +270,8 @@ class Admission:
 
     def _refuse(self, request: Request, now: float) -> None:
         info = self.stats().as_info() | {"waited_s": round(now - request.since, 3)}
+        if self._book.least(request.size) > self.capacity or next(self._catalog.spillable(), None) is None:
+            info["disk_error"] = ""  # a disk with room would not have helped
         self._send(request.worker, ExtentRefused(request.request_id, info))
 
     def _unlink(self, segment: Segment) -> None:
@@ -320,7 +326,7 @@ class Admission:
     def _make_room(self, now: float) -> None:
         """The writers have returned what they could."""
         short = self._short() - self._spills.writing
-        if short <= 0 or self._evict_some(short):
+        if short <= 0 or self._keep_one_of_each() or self._evict_some(short):
             return
         if self._disk_again is not None:
             return
@@ -340,6 +346,13 @@ class Admission:
                 self._make_room(now)
             elif not self._disk_error:
                 self._use_what_is_kept()
+
+    def _keep_one_of_each(self) -> bool:
+        """Of what was made more than once, the newest, which its owner knows, if no reader has named another one."""
+        doubled = self._catalog.doubled()
+        for known in doubled:
+            self._give_back(self._catalog.drop_other_copies(known, known.chosen or known.copies[-1]))
+        return bool(doubled)
 
     def _use_what_is_kept(self) -> None:
         """Nothing else can go, and the disk would take more: the restorer's room is better used than a refusal."""
@@ -412,9 +425,22 @@ class Admission:
             self._catalog.written(known, (number, offset))
             if not known.pins:
                 self._give_back(self._catalog.drop_memory(known))
+        self._start_anew(now)
+        return self._done(now)
+
+    def _start_anew(self, now: float) -> None:
+        """The disk has made progress: whoever waits for memory has all of its grace again."""
         for request in self._requests:
             request.deadline = max(request.deadline, now + self._wait_s())
-        return self._done(now)
+
+    def read_began(self) -> None:
+        """The restorer has room for an object, and the disk is at it."""
+        self._spills.reads += 1
+
+    def read_ended(self, now: float) -> None:
+        """Well or not; what follows is told besides."""
+        self._spills.reads -= 1
+        self._start_anew(now)
 
     def spill_failed(self, number: int, reason: str, now: float) -> list[Effect]:
         """That file cannot be written; ``reason`` says why. What was to go there stays in memory."""
@@ -447,6 +473,14 @@ class Admission:
         known = self._catalog.get(object_id)
         return known is not None and known.disk is not None
 
+    def _is_wanted(self, writer: bytes) -> bool:
+        """Whether what this writer gets back is for others: for whoever is first, or for the restorer. What it
+        may keep it uses again while it is warm, without asking."""
+        if not self._requests:
+            return False
+        first = self._requests[0]
+        return first.worker != writer or self._book.available < self._kept_from(first)
+
     # --- the end of every step --------------------------------------------------------------------------
 
     def _send(self, worker: bytes, message: Message) -> None:
@@ -457,7 +491,7 @@ class Admission:
             for segment in self._book.abandoned(now):
                 self._unlink(segment)
             for writer, ranges in self._returned.items():
-                self._send(writer, Freed([(s, o, n) for s, o, n in ranges]))
+                self._send(writer, Freed([(s, o, n) for s, o, n in ranges], self._is_wanted(writer)))
             if self._returned:
                 self._returned = {}
                 self._next_trim = now  # something may be empty now

@@ -86,6 +86,7 @@ class Catalog:
         self._guests: OrderedDict[bytes, None] = OrderedDict()  # these three: the least recently read first
         self._spare: OrderedDict[bytes, None] = OrderedDict()
         self._recent: OrderedDict[bytes, None] = OrderedDict()
+        self._doubled: dict[bytes, None] = {}  # those with more than one copy
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -101,7 +102,7 @@ class Catalog:
         if known is None:
             known = self.objects[object_id] = SharedObject(object_id, None, [], copy[2])
         known.state = moved(known.state, "again")
-        known.disk, known.batch = None, 0
+        known.disk, known.batch, known.restored = None, 0, False
         known.copies.append(copy)
         known.size = known.copies[0][2]
         self._spare.pop(object_id, None)
@@ -111,6 +112,8 @@ class Catalog:
             known.guest = known.fading = False  # made here, too: it counts from now on
             del self._guests[object_id]
         self.bytes += copy[2]
+        if len(known.copies) > 1:
+            self._doubled[object_id] = None
         if known.owner is None and owner is not None:
             known.owner = owner
             self._adopted.pop(object_id, None)
@@ -133,6 +136,11 @@ class Catalog:
             known = self.objects[object_id]
             if not known.pins and not known.freeing:
                 yield known
+
+    def doubled(self) -> list[SharedObject]:
+        """What nobody reads and has more than one copy: all but one of them can go at once."""
+        found = [self.objects[object_id] for object_id in self._doubled]
+        return [known for known in found if not known.pins and not known.freeing]
 
     def spillable(self) -> Iterator[SharedObject]:
         """What can be written to disk, the least recently read first."""
@@ -166,6 +174,7 @@ class Catalog:
             known.was += tuple(copies)
         known.restored = False
         del self._spare[known.object_id]
+        self._doubled.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in copies)
         return copies
 
@@ -234,6 +243,8 @@ class Catalog:
         """All copies but one, once nobody reads; the caller gives their ranges back."""
         others = [copy for copy in known.copies if copy != keep]
         known.copies, known.size = [keep], keep[2]
+        known.was += tuple(others)
+        self._doubled.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in others)
         return others
 
@@ -258,7 +269,7 @@ class Catalog:
     def end(self, known: SharedObject) -> list[Copy]:
         """It is here no more; the ranges that it had."""
         del self.objects[known.object_id]
-        for order in (self._recent, self._guests, self._spare):
+        for order in (self._recent, self._guests, self._spare, self._doubled):
             order.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in known.copies)
         self._adopted.pop(known.object_id, None)
@@ -297,6 +308,7 @@ class Catalog:
         assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
         assert {p: set(objects) for p, objects in self._owned_by.items()} == owned
         assert set(self._guests) == {o for o, known in self.objects.items() if known.guest}
+        assert set(self._doubled) == {o for o, known in self.objects.items() if len(known.copies) > 1}
         assert set(self._spare) == {o for o, known in self.objects.items() if known.state == BOTH}
         ordinary = {o for o, known in self.objects.items() if known.state in (MEMORY, WRITING)}
         assert set(self._recent) == ordinary - set(self._guests)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -42,9 +43,9 @@ STEP = 8 << 20  # bytes per write
 SCRATCH = 1 << 20
 END_S = 1.0
 _O_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)  # pass, unlike damage
 Job = Callable[[], None]
-write = os.write  # of spilled bytes; tests have it fail
+write, close = os.write, os.close  # of files of spilled objects; tests have them fail
 
 
 class Disk:
@@ -97,13 +98,15 @@ class Disk:
     def close(self) -> None:
         """The node ends. Files stay, for whoever removes the session's remains."""
         self.closed = True
+        self.folders.close()
         with self._lock:
             self._jobs.clear()
             threads = list(self._threads)
         if self._trim is not None:
             self._trim.cancel()
+        until = time.monotonic() + END_S
         for thread in threads:
-            thread.join(END_S)
+            thread.join(max(0.0, until - time.monotonic()))
         self.restorer.close()
 
     def open(self, number: int) -> int:
@@ -184,8 +187,8 @@ class Disk:
         for folder in folders:
             try:
                 path = self._write_to(folder, number, objects)
-            except (OSError, SegmentGone) as error:
-                reasons.append(f"{folder}: {error}")
+            except (OSError, MemoryError) as error:
+                reasons.append(f"{folder}: {error or 'no memory'}")
             else:
                 self._say(partial(self._written, number, path))
                 return
@@ -193,24 +196,36 @@ class Disk:
 
     def _write_to(self, folder: str, number: int, objects: list[tuple[Any, ...]]) -> str:
         fd, path = self.folders.create(folder, number, sum(one[4] for one in objects))
-        maps: dict[str, SegmentMap] = {}
         try:
-            for _, name, size, offset, length in objects:
-                if name not in maps:
-                    maps[name] = self._store.segments.open(name, size)
-                view = maps[name].view(offset, length)
-                done = 0
-                while done < length:
-                    done += write(fd, view[done : done + STEP])
-                del view
+            try:
+                self._write_all(fd, objects)
+            finally:
+                close(fd)  # which may be the first to say that there is no room (NFS)
         except BaseException:
             _unlink(path)
             raise
+        return path
+
+    def _write_all(self, fd: int, objects: list[tuple[Any, ...]]) -> None:
+        maps: dict[str, SegmentMap] = {}
+        try:
+            for _, name, size, offset, length in objects:
+                try:
+                    if name not in maps:
+                        maps[name] = self._store.segments.open(name, size)
+                except SegmentGone:  # all that was in it is freed: nobody will read this part of the file
+                    os.lseek(fd, length, os.SEEK_CUR)
+                    continue
+                view = maps[name].view(offset, length)
+                done = 0
+                while done < length:
+                    if self.closed:
+                        raise OSError(errno.ECANCELED, "the node ends")
+                    done += write(fd, view[done : done + STEP])
+                del view
         finally:
-            os.close(fd)
             for segment in maps.values():
                 segment.close()
-        return path
 
     def _written(self, number: int, path: str) -> None:
         self._paths[number] = path
@@ -228,6 +243,8 @@ class Disk:
         """Ask for rooms, in order, for as much as may be under way."""
         while self._restores and (not self._reading or self._reading + self._restores[0][3] <= READING):
             _, object_id, place, length = self._restores.popleft()
+            if not self._store.table.is_read_from(object_id, place):  # it was freed meanwhile
+                continue
             self._reading += length
             self.restorer.reserve(length, partial(self._reserved, object_id, place, length))
 
@@ -241,6 +258,7 @@ class Disk:
             self._failed(object_id, f"there is no room to read it from disk: {error}", "full")
             self._reserve()
             return
+        self._store.table.read_began()
         path = self._paths.get(place[0])
         if path is None:  # it was freed meanwhile
             self._ended(object_id, place, room, "its file is gone", False)
@@ -252,12 +270,14 @@ class Disk:
         reason, full = "", False
         try:
             _read_into(room, path, place[1])
-        except OSError as error:
-            reason, full = f"it cannot be read from {path}: {error}", error.errno in _NO_ROOM
+        except (OSError, MemoryError) as error:
+            reason = f"it cannot be read from {path}: {error or 'no memory'}"
+            full = isinstance(error, MemoryError) or error.errno in _NO_ROOM
         self._say(partial(self._ended, object_id, place, room, reason, full))
 
     def _ended(self, object_id: bytes, place: tuple[int, int], room: Room, reason: str, full: bool) -> None:
         self._reading -= room.size
+        self._store.table.read_ended(self._now())
         if not reason and self._store.table.is_read_from(object_id, place):
             self.restorer.fill(room, object_id, b"")
         else:

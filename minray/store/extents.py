@@ -210,6 +210,7 @@ class ExtentTable(Admission):
             self._release_disk(known)
             if known.lent:
                 self._effects.append(("freed", known.object_id))
+            self._give_up_all(known.object_id, ("gone", "its owner freed it"))  # who waits for the disk
         self._settle(known)
 
     def _settle(self, known: SharedObject) -> None:

@@ -158,13 +158,16 @@ class ClientLedger:
 
     def _return_empty(self, *, unused_since: float | None = None) -> None:
         with self._lock:
-            empty = self._arena.empty(unused_since=unused_since)
-            for segment_id in empty:
-                self._arena.remove(segment_id)
-                self._unmap(segment_id)
-            if empty:
-                self._outbox.append(ExtentReturn(empty))
+            self._return_empty_locked(unused_since)
         self._flush()
+
+    def _return_empty_locked(self, unused_since: float | None = None) -> None:
+        empty = self._arena.empty(unused_since=unused_since)
+        for segment_id in empty:
+            self._arena.remove(segment_id)
+            self._unmap(segment_id)
+        if empty:
+            self._outbox.append(ExtentReturn(empty))
 
     def _given_up(self, entry: Entry, part: rg.Range | None) -> None:
         self._given.append((entry, part))
@@ -356,6 +359,8 @@ class ClientLedger:
                     end = aligned(max(end, start + 1))
                 entry.freed = rg.union(entry.freed, [(start, end)])
                 self._settle(entry)
+            if message.wanted:
+                self._return_empty_locked()
         self._flush()
         if self._pending:
             self._serve_waiting()

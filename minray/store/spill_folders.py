@@ -5,14 +5,15 @@
     <session's folder>/spill.folders                one path per line, written before the folder is made
 
 Folders have mode 0700, files 0600. With several folders files go to them in turns; one that is full is left out.
-``remains`` removes what is listed. Used by ``disk`` (files) and by the start of a session (``check``).
+``remains`` removes what is listed. Used by ``disk`` (files; on its threads) and by the start of a session (``check``).
 
-Invariants: a folder outside of the session's own stands in the list before it exists; nothing else than what is
-called ``minray_spilled_…`` is ever removed.
+Invariants: what is made after ``close`` is removed at once; a folder outside of the session's own stands in the list
+before it exists; nothing else than what is called ``minray_spilled_…`` is ever removed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 LIST = "spill.folders"
@@ -71,6 +72,7 @@ class SpillFolders:
         self.paths = [os.path.join(folder, _PREFIX + prefix) for folder in given]
         self._full_share = full_share
         self._next = 0
+        self._closed = False
         if not given:
             self.paths = [os.path.join(session_dir, _OWN)]
             return
@@ -92,10 +94,37 @@ class SpillFolders:
 
     def create(self, folder: str, number: int, size: int) -> tuple[int, str]:
         """A new file for ``size`` bytes: descriptor and path. OSError if there is no room, or no such folder."""
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._check_room(folder, size)
         path = os.path.join(folder, f"{number:x}")
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600), path
+        if not os.path.isdir(folder):
+            self._make(folder)
+        self._check_room(folder, size)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        try:
+            self._check_open()
+        except OSError:  # closed while the disk took its time
+            os.close(fd)
+            os.unlink(path)
+            raise
+        return fd, path
+
+    def close(self) -> None:
+        """From now on no file and no folder is made. Callable on any thread; does not wait for the disk."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ECANCELED, "the node ends")
+
+    def _make(self, folder: str) -> None:
+        """The session's own one when it is first needed, or one that somebody has removed."""
+        self._check_open()
+        try:
+            os.mkdir(folder, 0o700)  # its parent is there; if not, the session has been removed
+        except FileExistsError:  # another thread was here
+            return
+        if self._closed:
+            os.rmdir(folder)
+            self._check_open()
 
     def _check_room(self, folder: str, size: int) -> None:
         """A disk that runs full stops everybody on the machine: some of it is left."""

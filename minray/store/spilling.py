@@ -68,6 +68,7 @@ class SpillBook:
         self.files: dict[int, SpillFile] = {}
         self.on_disk = 0  # bytes of objects that are written and needed
         self.writing = 0  # bytes on their way
+        self.reads = 0  # objects that have a room in memory and are being read into it
         self.largest = 0  # bytes of the largest object that was ever written
         self.spilled_objects = 0  # these four: in all, since the start
         self.spilled_bytes = 0

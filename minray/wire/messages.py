@@ -334,6 +334,7 @@ class Freed(Message):
     """Node → writer: these ranges of your extents are yours again."""
 
     ranges: list[tuple[int, int, int]]  # segment, offset, length
+    wanted: bool  # others come first: return what is empty before you use it
 
 
 @message(57)

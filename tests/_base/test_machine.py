@@ -140,6 +140,31 @@ class TestStoreMemory:
         assert machine.default_store_memory(config, make_machine(tmp_path, {})) == int(64 * 1024**2 * 0.8)
 
 
+@pytest.mark.parametrize(
+    ("segments", "shm", "size", "said"),
+    [
+        ("auto", 64 * GIB, 16 * GIB, ""),
+        ("auto", 64 * GIB, 17 * GIB, "memory of this machine, 16.0 GiB"),
+        ("auto", 4 * GIB, 5 * GIB, "/dev/shm has free .*--shm-size.*, 4.0 GiB"),
+        ("shm", GIB // 16, GIB, "/dev/shm has free"),
+        ("auto", GIB // 16, GIB, ""),  # so small that mapped files are taken
+        ("auto", None, GIB, ""),
+        ("file", 4 * GIB, 900 * GIB, ""),
+    ],
+)
+def test_a_store_that_is_larger_than_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: str, shm: int | None, size: int, said: str
+) -> None:
+    monkeypatch.setattr(machine, "shm_free", lambda root="/": shm)
+    monkeypatch.setattr(machine, "memory_limit", lambda root="/": 16 * GIB)
+    config = Config(segments=segments)
+    if not said:
+        machine.check_store_memory(config, size)
+        return
+    with pytest.raises(ValueError, match=f"object_store_memory={size} .*{said}.*goes to disk.*MINRAY_SEGMENTS=file"):
+        machine.check_store_memory(config, size)
+
+
 def test_shm_free(tmp_path: Path) -> None:
     assert machine.shm_free(str(tmp_path)) is None
     (tmp_path / "dev" / "shm").mkdir(parents=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import pytest
 
-from minray.cli.microbenchmark import catalogue, report
+from minray.cli.microbenchmark import catalogue, report, rows_disk
 from minray.cli.microbenchmark.bars import BARS, Bar, times_better
 from minray.cli.microbenchmark.row import Bench, Metric, RowList, Sample, SkipRow, deviation, summary
 
@@ -84,7 +85,12 @@ def test_select_takes_names_and_parts_of_names() -> None:
     assert [row.name for row in catalogue.select(["tasks_sync"])] == ["tasks_sync"]
     assert [row.name for row in catalogue.select(["put_gigabytes"])] == ["put_gigabytes"]
     assert {row.name for row in catalogue.select(["wait_", "many"])} == {"wait_1k", "wait_10k", "many"}
-    assert [row.name for row in catalogue.select([])] == list(catalogue.ROWS)
+    writing = [row.name for row in catalogue.ROWS.values() if row.writes]
+    assert [row.name for row in catalogue.select([])] == [name for name in catalogue.ROWS if name not in writing]
+    assert [row.name for row in catalogue.select([], disk=True)] == writing == ["disk_get", "disk_map", "disk_shuffle"]
+    assert [row.name for row in catalogue.select(["disk_map", "idle"], disk=True)] == ["idle", "disk_map"]
+    with pytest.raises(ValueError, match=r"disk_map write gigabytes.*--disk FOLDER"):
+        catalogue.select(["disk_map", "idle"])
     with pytest.raises(ValueError, match=r"no row is called 'dance'.*tasks_sync"):
         catalogue.select(["dance"])
 
@@ -124,6 +130,41 @@ def test_the_row_about_joining_takes_the_median() -> None:
 def test_rows_of_a_cluster_are_skipped_where_there_is_none(name: str) -> None:
     with pytest.raises(SkipRow, match="it has no cluster_utils"):
         catalogue.ROWS[name].measure(Bench(fake_ray, seconds=0.01, scale=0.001))
+
+
+@pytest.mark.parametrize("name", ["disk_get", "disk_map", "disk_shuffle"])
+def test_rows_that_write_need_a_folder(name: str) -> None:
+    with pytest.raises(SkipRow, match="--disk FOLDER"):
+        catalogue.ROWS[name].measure(Bench(fake_ray, scale=0.001))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"block": 3}, {"element": 5000}, {"length": 31}])
+def test_a_block_that_came_back_otherwise_is_an_error(wrong: dict[str, int]) -> None:
+    data = rows_disk.Data(Bench(fake_ray, scale=0.001))
+    came = data.block(wrong.get("block", 7)).copy()
+    if "element" in wrong:
+        came[wrong["element"]] += 1
+    if "length" in wrong:
+        came = came[: wrong["length"]]
+    data.block(8)  # the next one is in its place meanwhile
+    if not wrong:
+        data.check(7, came)
+        data.check(7, came + 1, plus=1)
+        return
+    with pytest.raises(RuntimeError, match="block 7 is not what it was"):
+        data.check(7, came)
+
+
+def test_a_part_of_all_blocks_in_another_order_is_an_error() -> None:
+    data = rows_disk.Data(Bench(fake_ray, scale=0.001))
+    data.count = 4
+    parts = [data.block(number)[5 :: rows_disk.PARTS].copy() for number in range(4)]
+    data.check_part(5, numpy.concatenate(parts))
+    with pytest.raises(RuntimeError, match="part 5 of the blocks"):
+        data.check_part(5, numpy.concatenate([parts[0], parts[2], parts[1], parts[3]]))
+    parts[2][-1] += 1
+    with pytest.raises(RuntimeError, match="part 5 of the blocks"):
+        data.check_part(5, numpy.concatenate(parts))
 
 
 @pytest.mark.parametrize("name", list(catalogue.FLOORS))

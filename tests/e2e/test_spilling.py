@@ -127,10 +127,22 @@ say("end")
     assert 5 <= int(text.split()[0]) <= 8 and "object_store_memory" in text
 
 
+def test_the_benchmarks_rows_about_it_in_small(drive, tmp_path):
+    """The same program that docs/performance.md has figures of; it compares every byte by itself."""
+    size = ["--scale", "0.01", "--num-cpus", "2", "--limit", "200", "--no-floors"]  # a store of 80 MiB: Ray's least
+    command = [sys.executable, "-m", "minray.cli.main", "microbenchmark", "--disk", str(tmp_path / "d"), "--json"]
+    driver = drive("", command=[*command, *size], cwd=ROOT)
+    driver.succeeds(limit=240.0)
+    found = {line["metric"]: line["ours"]["value"] for line in json.loads(driver.out)["rows"]}
+    assert set(found) == {"disk_put", "disk_get", "disk_file_write", "disk_file_read", "disk_map", "disk_shuffle"}
+    assert all(value > 0 for value in found.values())
+    assert os.listdir(tmp_path / "d") == []
+    driver.leaves_nothing()
+
+
 FULL_DISK = """
 import minray as ray, numpy as np
-ray.init(num_cpus=1, object_store_memory=32 * 2**20, object_spilling_directory=FOLDER,
-         _system_config={"store_full_grace_s": 3.0})
+ray.init(num_cpus=1, object_store_memory=32 * 2**20, object_spilling_directory=FOLDER)
 refs = []
 try:
     while len(refs) < 100:
@@ -191,11 +203,14 @@ def test_a_killed_session_leaves_no_file(drive, tmp_path, victims):
     )
     driver.await_word("put", limit=240.0)
     assert [os.listdir(folder / name) for name in os.listdir(folder)] != [[]]
-    for kind in victims:
-        process = driver.process if kind == "driver" else driver.processes(kind)[0]
-        os.kill(process.pid, signal.SIGKILL)
+    killed = [driver.process.pid if kind == "driver" else driver.processes(kind)[0].pid for kind in victims]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # none of them sees another one's end
+        for pid in killed:
+            os.kill(pid, number)
     if len(victims) == 3:  # nobody is left to clean up: the next start does it
         driver.process.wait(20)
+        eventually(lambda: not driver.processes(), "its workers die with the zygote", 20.0)
+        assert os.listdir(folder) != []
         after = drive(
             'ray.init(num_cpus=1)\nsay("up")\nray.shutdown()\nsay("end")\n',
             env={"MINRAY_TEMP_DIR": str(driver.temp_dir)},
@@ -222,7 +237,8 @@ for name, said in [
     assert "is a file: name one in which" in driver.said("file")[0]
     assert "got 3" in driver.said("type")[0]
     assert "'nonsense'" in driver.said("json")[0] and "directory_path" in driver.said("json")[0]
-    assert "10000000000000" in driver.said("memory")[0] and "goes to disk" in driver.said("memory")[0]
+    said = driver.said("memory")[0]
+    assert "object_store_memory=10000000000000 " in said and "goes to disk" in said
 
 
 def test_rays_older_way_to_name_folders(drive, tmp_path):

@@ -63,6 +63,7 @@ class World:
         grace_s: float = 10.0,
         seed: int | None = None,
         spills: bool = False,
+        disk: type[SimDisk] | None = None,
     ) -> None:
         self.clock = ManualClock(1000.0)
         self.segments = segments
@@ -79,7 +80,7 @@ class World:
         self.to_client: dict[bytes, deque[Message]] = {}
         self.log: list[tuple[str, Message]] = []
         self._random = None if seed is None else random.Random(seed)
-        self.disk = SimDisk(self) if spills else None
+        self.disk = (disk or SimDisk)(self) if spills else None
 
     def client(self, name: str, **options: Any) -> StoreClient:
         """A new process."""
@@ -119,14 +120,14 @@ class World:
         """One message, of a random queue if there is a seed, arrives; False if there is none."""
         queues = [(w, True) for w, q in self.to_node.items() if q]
         queues += [(w, False) for w, q in self.to_client.items() if q]
-        if self.disk is not None and self.disk.todo:
+        if self.disk is not None and self.disk.is_ready():
             queues.append((b"disk", False))
         if not queues:
             return False
         worker_id, to_node = queues[0] if self._random is None else self._random.choice(queues)
         if worker_id == b"disk":
             assert self.disk is not None
-            self.disk.todo.popleft()()
+            self.disk.step()
         elif to_node:
             self._deliver_to_node(worker_id)
         else:
@@ -154,6 +155,8 @@ class World:
 
     def close(self) -> None:
         """The session ends."""
+        if self.disk is not None:
+            self.disk.closed = True
         self.authority.shutdown()
         for client in self.clients.values():
             client.close()
@@ -181,6 +184,7 @@ class SimDisk:
         self.files: dict[int, bytes] = {}
         self.todo: deque[Callable[[], None]] = deque()
         self.broken = self.lost = ""
+        self.closed = False
         self.writes: list[list[bytes]] = []  # the objects of each file that was written
         restorer = self.table.restorer_id
         self.restorer = world._client(restorer)
@@ -191,7 +195,19 @@ class SimDisk:
         if kind == "unspill":
             del self.files[rest[0]]
         else:
-            self.todo.append(partial(self._write if kind == "spill" else self._reserve, *rest))
+            self.later(partial(self._write if kind == "spill" else self._reserve, *rest))
+
+    def later(self, job: Callable[[], None]) -> None:
+        """When the world lets it happen."""
+        self.todo.append(job)
+
+    def is_ready(self) -> bool:
+        """Whether there is something to do now."""
+        return bool(self.todo)
+
+    def step(self) -> None:
+        """Do one thing."""
+        self.todo.popleft()()
 
     def _write(self, number: int, objects: list[tuple[Any, ...]]) -> None:
         now = self.world.clock.monotonic()
@@ -215,13 +231,17 @@ class SimDisk:
         self.restorer.reserve(length, lambda room, error: self._reserved(oid, place, room, error))
 
     def _reserved(self, oid: bytes, place: tuple[int, int], room: Room | None, error: Exception | None) -> None:
+        if self.closed:
+            return
         if room is None:
             now = self.world.clock.monotonic()
             self.world.authority.do(self.table.restore_failed(oid, str(error), "full", now), now)
         else:
-            self.todo.append(lambda: self._read(oid, place, room))
+            self.table.read_began()
+            self.later(lambda: self._read(oid, place, room))
 
     def _read(self, oid: bytes, place: tuple[int, int], room: Room) -> None:
+        self.table.read_ended(self.world.clock.monotonic())
         if not self.table.is_read_from(oid, place):
             self.restorer.cancel(room)
         elif self.lost:

@@ -6,6 +6,7 @@ import errno
 import os
 import queue
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +158,140 @@ def test_a_full_disk_loses_nothing_and_the_store_goes_on(
     for n, what in enumerate(made):
         world.read(client, n, what)
     assert world.table.stats().disk_error == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("when", ["write", "close"])
+def test_a_disk_that_fails_in_the_middle(
+    make: Callable[..., OnDisk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, when: str
+) -> None:
+    """One folder: the other one takes the file. Both: who asks hears it, of each folder; then there is room again."""
+    from minray.store.errors import StoreFull
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    world = make(setting=os.pathsep.join([str(one), str(two)]))
+    client = world.client("a")
+    broken = [str(one)]
+    begun: list[int] = []
+    real_write, real_close = os.write, os.close
+
+    def fails(fd: int) -> bool:
+        path = os.path.realpath(f"/proc/self/fd/{fd}")
+        return any(path.startswith(folder) for folder in broken)
+
+    def write(fd: int, data: Any) -> int:
+        if when == "write" and fails(fd) and fd in begun:
+            begun.remove(fd)
+            raise OSError(number, os.strerror(number))
+        begun.append(fd)
+        return real_write(fd, data[: 100 * 1000])
+
+    def close(fd: int) -> None:
+        failed = when == "close" and fails(fd)
+        real_close(fd)
+        if failed:
+            raise OSError(number, os.strerror(number))
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("whose descriptor it is can be asked on Linux only")
+    monkeypatch.setattr(disk_module, "write", write)
+    monkeypatch.setattr(disk_module, "close", close)
+    made = [world.put(client, n) for n in range(8)]
+    assert [len(os.listdir(folder)) for folder in world.files.paths] == [0, len(world.paths())]  # no half of a file
+    assert not world.table.stats().disk_error
+    broken.append(str(two))
+    with pytest.raises(StoreFull) as caught:
+        while True:
+            made.append(world.put(client, len(made)))
+    text = str(caught.value)
+    assert text.count(os.strerror(number)) == 2 and "MINRAY_SPILL_DIRS" in text
+    assert all(f"{folder}: [Errno {number}]" in text for folder in world.files.paths)
+    for n, what in enumerate(made):  # what is there can be read
+        world.read(client, n, what)
+    broken.clear()
+    more = [world.put(client, n) for n in range(len(made), len(made) + 8)]
+    for n, what in enumerate([*made, *more]):
+        world.read(client, n, what)
+    client.free([*made, *more])
+    world.settle()
+    assert world.paths() == []
+
+
+def test_what_is_freed_while_its_file_is_written_leaves_a_hole(
+    make: Callable[..., OnDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its segment may be gone when its turn comes. That is no failure of the disk."""
+    world = make()
+    client, other = world.client("a"), world.client("b")
+    made = [world.put(client, n) for n in range(4)]
+    client.report(made)
+    go = queue.Queue[None]()
+    real = os.write
+
+    def slow(fd: int, data: Any) -> int:
+        go.get(timeout=LIMIT_S)
+        return real(fd, data)
+
+    monkeypatch.setattr(disk_module, "write", slow)
+    failed: list[str] = []
+    monkeypatch.setattr(world.table, "spill_failed", lambda number, reason, now: failed.append(reason))
+    rooms: list[Any] = []
+    other.reserve(3 * MIB, lambda room, error: rooms.append(room))
+    deliver_messages(world)
+    assert len(world.table._spills.files) == 1 and world.table._spills.writing == 3 * MIB
+    names = world.segments.list(world.table._prefix)
+    client.free(made[1:2])
+    deliver_messages(world)
+    assert len(world.segments.list(world.table._prefix)) < len(names)  # unlinked, before it is written
+    for _ in range(10):
+        go.put(None)
+    world.settle()
+    assert rooms and rooms[0] is not None and not failed
+    other.cancel(rooms[0])
+    for n in (0, 2, 3):
+        world.read(client, n, made[n])
+
+
+def deliver_messages(world: OnDisk) -> None:
+    """Not what the disk's threads say."""
+    while World.deliver(world):
+        pass
+
+
+def test_a_slow_disk_serves_in_order_and_lets_nobody_time_out(
+    make: Callable[..., OnDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make()  # whose grace is a second
+    client = world.client("a")
+    made = [world.put(client, n) for n in range(4)]
+    real, minutes = os.write, []
+
+    def slow(fd: int, data: Any) -> int:
+        """Takes a minute of the store's time."""
+        passed = threading.Event()
+
+        def minute() -> None:
+            for _ in range(60):
+                world.advance_to(world.clock.monotonic() + 1.0)
+            minutes.append(1)
+            passed.set()
+
+        world.news.put(minute)
+        assert passed.wait(LIMIT_S)
+        return real(fd, data)
+
+    monkeypatch.setattr(disk_module, "write", slow)
+    served: list[tuple[Any, Any]] = []
+    others = [world.client(f"w{n}") for n in range(3)]
+    for other in others:
+        other.reserve(MIB, lambda room, error, other=other: served.append((other, room)))
+    while len(served) < 3:
+        assert world.deliver()
+    assert [other for other, room in served if room is not None] == others and len(minutes) > 1
+    for other, room in served:
+        other.cancel(room)
+    for n, what in enumerate(made):
+        world.read(client, n, what)
 
 
 def test_a_disk_is_not_filled_to_the_last_byte(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_free_gives_the_range_back_to_its_writer() -> None:
     table = Table()
     segment = table.extent(B)
     table.seal(B, X, segment, 64, 100)
-    assert table(A, Free([(X, segment, 64, 100)])) == [("send", B, Freed([(segment, 64, 100)]))]
+    assert table(A, Free([(X, segment, 64, 100)])) == [("send", B, Freed([(segment, 64, 100)], False))]
     assert table(A, Free([(X, segment, 64, 100)])) == []  # once more: nothing happens
     assert table.table.stats().objects == 0
 
@@ -208,7 +208,7 @@ def test_free_waits_for_the_last_pin() -> None:
     assert table(A, Free([(X, segment, 0, 100)])) == []
     assert answers(table.pin(C, X, segment)) == [("gone", "its owner freed it")]
     assert table(B, Unpin([X, X])) == []
-    assert table(C, Unpin([X])) == [("send", A, Freed([(segment, 0, 100)]))]
+    assert table(C, Unpin([X])) == [("send", A, Freed([(segment, 0, 100)], False))]
 
 
 def test_the_death_of_readers_and_owners() -> None:
@@ -217,8 +217,8 @@ def test_the_death_of_readers_and_owners() -> None:
     table.seal(B, X, segment, 0, 100, owner=A)
     table.pin(C, X, segment)
     assert table.died(A) == []  # its owner: freed, but somebody reads
-    assert table.died(C) == [("send", B, Freed([(segment, 0, 100)]))]
-    assert table.seal(B, Y, segment, 128, 100, owner=A) == [("send", B, Freed([(segment, 128, 100)]))]
+    assert table.died(C) == [("send", B, Freed([(segment, 0, 100)], False))]
+    assert table.seal(B, Y, segment, 128, 100, owner=A) == [("send", B, Freed([(segment, 128, 100)], False))]
 
 
 def test_an_orphaned_segment_goes_with_its_last_object() -> None:
@@ -295,7 +295,7 @@ def test_a_free_that_overtakes_the_report() -> None:
     table = Table()
     segment = table.extent(B)
     assert table(A, Free([(X, segment, 0, 100)])) == []
-    assert table.seal(B, X, segment, 0, 100) == [("send", B, Freed([(segment, 0, 100)]))]
+    assert table.seal(B, X, segment, 0, 100) == [("send", B, Freed([(segment, 0, 100)], False))]
 
 
 def test_a_pin_and_a_free_that_overtake_the_report() -> None:
@@ -304,7 +304,7 @@ def test_a_pin_and_a_free_that_overtake_the_report() -> None:
     table.pin(C, X, segment)
     table(A, Free([(X, segment, 0, 100)]))
     assert answers(table.seal(B, X, segment, 0, 100))[0][0] == "pinned"
-    assert table(C, Unpin([X])) == [("send", B, Freed([(segment, 0, 100)]))]
+    assert table(C, Unpin([X])) == [("send", B, Freed([(segment, 0, 100)], False))]
 
 
 def test_an_early_free_is_forgotten_with_its_writer() -> None:
@@ -368,10 +368,10 @@ def test_a_second_copy_lets_the_first_one_go_once_it_is_read() -> None:
     table.seal(B, X, first, 0, 100)
     table.seal(C, X, second, 64, 100)
     assert answers(table.pin(A, X, second, 64))[0][0] == "pinned"
-    assert table(A, Unpin([X])) == [("send", B, Freed([(first, 0, 100)]))]
+    assert table(A, Unpin([X])) == [("send", B, Freed([(first, 0, 100)], False))]
     assert answers(table.pin(A, X, first, 0))[0] == ("moved", "t-2", MIB, (NODE, second, 64, 100))
     table(A, Unpin([X]))
-    assert table(A, Free([(X, second, 64, 100)])) == [("send", C, Freed([(second, 64, 100)]))]
+    assert table(A, Free([(X, second, 64, 100)])) == [("send", C, Freed([(second, 64, 100)], False))]
 
 
 def test_free_takes_all_copies() -> None:
@@ -380,15 +380,15 @@ def test_free_takes_all_copies() -> None:
     table.seal(B, X, first, 0, 100)
     table.seal(C, X, second, 64, 100)
     effects = table(A, Free([(X, second, 64, 100)]))
-    assert sent(effects, Freed) == [(B, Freed([(first, 0, 100)])), (C, Freed([(second, 64, 100)]))]
+    assert sent(effects, Freed) == [(B, Freed([(first, 0, 100)], False)), (C, Freed([(second, 64, 100)], False))]
 
 
 def test_a_free_of_a_copy_that_is_still_to_be_reported() -> None:
     table = Table()
     first, second = table.extent(B), table.extent(C)
     table.seal(B, X, first, 0, 100)
-    assert sent(table(A, Free([(X, second, 0, 100)])), Freed) == [(B, Freed([(first, 0, 100)]))]
-    assert sent(table.seal(C, X, second, 0, 100), Freed) == [(C, Freed([(second, 0, 100)]))]
+    assert sent(table(A, Free([(X, second, 0, 100)])), Freed) == [(B, Freed([(first, 0, 100)], False))]
+    assert sent(table.seal(C, X, second, 0, 100), Freed) == [(C, Freed([(second, 0, 100)], False))]
 
 
 # --- narrowing ------------------------------------------------------------------------------------
@@ -401,10 +401,10 @@ def test_a_narrowed_pin_keeps_only_its_ranges_once_the_object_is_freed() -> None
     table.pin(B, X, segment, 1024, 1000)
     assert table(B, Narrow([(X, [(128, 192), (960, 1000)])])) == []
     assert table(A, Free([(X, segment, 1024, 1000)])) == [
-        ("send", A, Freed([(segment, 1024, 128), (segment, 1024 + 192, 768)]))
+        ("send", A, Freed([(segment, 1024, 128), (segment, 1024 + 192, 768)], False))
     ]
-    assert table(B, Narrow([(X, [(128, 192)])])) == [("send", A, Freed([(segment, 1024 + 960, 40)]))]
-    assert table(B, Unpin([X])) == [("send", A, Freed([(segment, 1024 + 128, 64)]))]
+    assert table(B, Narrow([(X, [(128, 192)])])) == [("send", A, Freed([(segment, 1024 + 960, 40)], False))]
+    assert table(B, Unpin([X])) == [("send", A, Freed([(segment, 1024 + 128, 64)], False))]
     assert table.table.stats().objects == 0
 
 
@@ -417,10 +417,10 @@ def test_every_reader_counts() -> None:
     table(B, Narrow([(X, [(0, 64)])]))
     assert table(A, Free([(X, segment, 0, 256)])) == []  # C reads all of it
     assert table(C, Narrow([(X, [(128, 192)])])) == [
-        ("send", A, Freed([(segment, 64, 64), (segment, 192, 64)]))
+        ("send", A, Freed([(segment, 64, 64), (segment, 192, 64)], False))
     ]
-    assert table.died(B) == [("send", A, Freed([(segment, 0, 64)]))]
-    assert table.died(C) == [("send", A, Freed([(segment, 128, 64)]))]
+    assert table.died(B) == [("send", A, Freed([(segment, 0, 64)], False))]
+    assert table.died(C) == [("send", A, Freed([(segment, 128, 64)], False))]
 
 
 def test_a_new_pin_widens_again() -> None:
@@ -432,7 +432,7 @@ def test_a_new_pin_widens_again() -> None:
     table.pin(B, X, segment, 0, 256)
     assert table(A, Free([(X, segment, 0, 256)])) == []
     assert table(B, Unpin([X])) == []
-    assert table(B, Unpin([X])) == [("send", A, Freed([(segment, 0, 256)]))]
+    assert table(B, Unpin([X])) == [("send", A, Freed([(segment, 0, 256)], False))]
 
 
 # --- bad messages ---------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_an_object_that_was_made_here_meanwhile_needs_no_pull() -> None:
     assert answers(effects)[0][0] == "moved"
     own = table.extent(NODE)
     late = table.seal(NODE, X, own, 0, 100, owner=b"")  # it came all the same
-    assert sent(late, Freed) == [(NODE, Freed([(own, 0, 100)]))]
+    assert sent(late, Freed) == [(NODE, Freed([(own, 0, 100)], False))]
 
 
 def test_a_guest_that_is_made_here_too_is_no_guest_any_more() -> None:
@@ -155,7 +155,7 @@ def test_an_owner_frees_what_lies_elsewhere() -> None:
     segment = table.extent(A)
     table.seal(A, Y, segment, 0, 100)
     assert table(A, Free([(Y, segment, 0, 100, NODE)])) == [
-        ("send", A, Freed([(segment, 0, 100)]))
+        ("send", A, Freed([(segment, 0, 100)], False))
     ]
 
 

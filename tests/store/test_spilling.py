@@ -126,7 +126,7 @@ def test_it_is_given_back_when_it_is_written_and_the_waiting_get_the_room() -> N
     segment = table.segments[IDS[0]]
     assert what == [(IDS[0], f"t-{segment:x}", MIB, 0, MIB)]
     effects = table.spilled(number)
-    assert sent(effects, Freed) == [(A, Freed([(segment, 0, MIB)]))]
+    assert sent(effects, Freed) == [(A, Freed([(segment, 0, MIB)], True))]
     effects = table(A, ExtentReturn([segment]))
     assert [to for to, _ in sent(effects, ExtentGrant)] == [B]
     stats = table.table.stats()
@@ -155,7 +155,7 @@ def test_a_pin_that_comes_while_it_is_written_keeps_it_and_the_copy_on_disk_is_k
     # Once nobody reads it, it can go at once: no second write.
     table(C, Unpin([IDS[0]]))
     effects = table.short(C)
-    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[0]], 0, MIB)]))]
+    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[0]], 0, MIB)], True))]
     assert IDS[0] not in victims(effects)
 
 
@@ -200,7 +200,7 @@ def test_freed_while_it_is_written() -> None:
     table.fill(*IDS)
     ((number, _),) = kinds(table.short(), "spill")
     effects = table(A, Free([(IDS[0], table.segments[IDS[0]], 0, MIB)]))
-    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[0]], 0, MIB)]))]
+    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[0]], 0, MIB)], True))]
     assert kinds(table.spilled(number), "unspill") == [(number,)]
 
 
@@ -302,15 +302,45 @@ def test_a_full_disk_is_told_and_tried_again() -> None:
     ((again, what),) = kinds(effects, "spill")
     assert again != number and what[0][0] == IDS[0]
     table.table.spill_failed(again, "no space left", table.now)
-    for _ in range(10):
-        effects = table.answered(table.wait(0.5))
-        for number, _ in kinds(effects, "spill"):
-            table.table.spill_failed(number, "no space left", table.now)
-        if sent(effects, ExtentRefused):
-            break
-    ((_, refusal),) = sent(effects, ExtentRefused)
+    ((_, refusal),) = sent([e for _ in range(10) for e in retried(table, 0.5)], ExtentRefused)
     assert refusal.info["disk_error"] == "no space left"
     assert answers(table.read_pin(C, IDS[0]))[0][0] == "pinned"  # nothing is lost
+
+
+def test_while_the_disk_reads_nobody_is_refused_however_long_it_takes() -> None:
+    table = Spilling(grace_s=2.0)
+    table.fill(*IDS)
+    on_disk(table)  # B has that room now
+    room = table.extent(table.table.restorer_id, MIB) if table.table.stats().reserved < 4 * MIB else 0
+    table.read_pin(C, *IDS[1:])  # nothing else can go
+    table.table.read_began()
+    table.short()
+    assert room == 0 and not any(sent(table.wait(1.0), ExtentRefused) for _ in range(20))
+    table.table.read_ended(table.now)
+    assert not sent(table.wait(1.9), ExtentRefused)  # a whole grace from there
+    assert sent(table.wait(0.1), ExtentRefused)
+
+
+def test_a_disk_that_was_full_is_not_blamed_for_what_is_being_read() -> None:
+    table = Spilling(grace_s=2.0)
+    table.fill(*IDS)
+    ((number, _),) = kinds(table.short(), "spill")
+    table.table.spill_failed(number, "no space left", table.now)
+    ((_, refusal),) = sent([e for _ in range(9) for e in retried(table, 0.5)], ExtentRefused)
+    assert refusal.info["disk_error"] == "no space left"
+    table.read_pin(C, *IDS)
+    table.request(B, MIB)
+    ((_, refusal),) = sent([e for _ in range(9) for e in retried(table, 0.5)], ExtentRefused)
+    assert refusal.info["disk_error"] == "" and refusal.info["pinned_bytes"] == 4 * MIB
+    assert sent(table.request(B, 5 * MIB), ExtentRefused)[0][1].info["disk_error"] == ""  # larger than the store
+
+
+def retried(table: Spilling, seconds: float) -> list[Effect]:
+    """Time passes; the disk is as full as before."""
+    effects = table.answered(table.wait(seconds))
+    for number, _ in kinds(effects, "spill"):
+        table.table.spill_failed(number, "no space left", table.now)
+    return effects
 
 
 def test_a_file_that_cannot_be_read_is_a_loss_and_a_full_memory_is_none() -> None:
@@ -357,6 +387,71 @@ def test_once_something_is_on_disk_the_restorer_has_room_even_if_the_disk_is_ful
     table.table.spill_failed(number, "no space left", table.now)
     table.read_pin(C, IDS[0])
     assert len(sent(table.request(table.table.restorer_id, MIB), ExtentGrant)) == 1
+
+
+def test_what_a_writer_gets_back_is_its_own_only_if_nobody_comes_first() -> None:
+    """It would use it at once, before who has waited longer, and the room of the restorer."""
+    table = Spilling()
+    del table.table._kept_from
+    table.fill(*IDS)
+    effects = table.short(A)
+    ((number, _),) = kinds(effects, "spill")
+    effects = table.spilled(number)
+    ((_, freed),) = sent(effects, Freed)
+    assert freed.wanted  # A is first, but the restorer has no room yet
+    effects += table(A, ExtentReturn([segment for segment, _, _ in freed.ranges]))
+    ((number, _),) = kinds(table.answered(effects), "spill")
+    ((_, freed),) = sent(table.spilled(number), Freed)
+    assert not freed.wanted  # now it has
+
+
+def test_of_two_copies_that_nobody_reads_the_newest_goes_to_disk() -> None:
+    """A retried task made it once more."""
+    table = Spilling()
+    table.fill(*IDS[:3])
+    segment = table.extent(C, MIB)
+    table.seal(C, IDS[0], segment, 0, MIB)
+    table.request(B, 2 * MIB)
+    table(A, Trimmed())
+    effects = table(C, Trimmed())
+    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[0]], 0, MIB)], True))] and not victims(effects)
+    effects = table.answered(effects + table(A, ExtentReturn([table.segments[IDS[0]]])))
+    ((_, what),) = kinds(effects, "spill")
+    assert what == [(IDS[0], f"t-{segment:x}", MIB, 0, MIB)]
+    table(A, Free([(IDS[0], table.segments[IDS[0]], 0, MIB)]))  # by either place: it is known
+    assert table.table._early_frees == {}
+
+
+def test_made_once_more_after_it_was_read_back() -> None:
+    table = Spilling(capacity=6 * MIB)
+    table.fill(*IDS)
+    table.fill(object_id(5, A), object_id(6, A))
+    on_disk(table)
+    table.read_pin(C, IDS[0])
+    table(A, Free([(object_id(6, A), table.segments[object_id(6, A)], 0, MIB)]))
+    table(A, ExtentReturn([table.segments[object_id(6, A)]]))
+    table.restored(IDS[0])
+    table(C, Unpin([IDS[0]]))
+    table(A, Free([(object_id(5, A), table.segments[object_id(5, A)], 0, MIB)]))
+    table(A, ExtentReturn([table.segments[object_id(5, A)]]))
+    segment = table.extent(C, MIB)
+    table.seal(C, IDS[0], segment, 0, MIB)
+    effects = table.short(B, 5 * MIB)
+    table.table.tick(table.now)
+    for number, _ in kinds(effects, "spill"):
+        table.spilled(number)
+    table(A, Free([(IDS[0], segment, 0, MIB)]))
+    assert table.table._early_frees == {}
+
+
+def test_who_waits_for_the_disk_hears_that_it_was_freed() -> None:
+    """Its owner is dead, or nobody needs it but who asked."""
+    table = Spilling()
+    table.fill(*IDS)
+    on_disk(table)
+    table.read_pin(C, IDS[0])
+    assert not table.wait(100.0)  # the disk is slow: no deadline of its own any more
+    assert answers(table.died(A)) == [("gone", "its owner freed it")]
 
 
 def test_but_when_all_is_pinned_it_is_given_to_who_asks() -> None:

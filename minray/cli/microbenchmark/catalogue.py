@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import floors, rows_actors, rows_cluster, rows_groups, rows_objects, rows_runtime, rows_tasks
+from . import floors, rows_actors, rows_cluster, rows_disk, rows_groups, rows_objects, rows_runtime, rows_tasks
 from .row import Row
 
 ROWS: dict[str, Row] = {
@@ -16,15 +16,17 @@ ROWS: dict[str, Row] = {
         *rows_groups.rows,
         *rows_runtime.rows,
         *rows_cluster.rows,
+        *rows_disk.rows,
     )
 }
 FLOORS: dict[str, Row] = {row.name: row for row in floors.rows}
 
 
-def select(patterns: Iterable[str]) -> list[Row]:
-    """The rows whose name is, or else contains, one of ``patterns``; all if there are none.
+def select(patterns: Iterable[str], disk: bool = False) -> list[Row]:
+    """The rows whose name is, or else contains, one of ``patterns``. If there are none: with ``disk`` those that
+    write to disk, else all others.
 
-    :raises ValueError: a pattern that fits no row.
+    :raises ValueError: a pattern that fits no row, or one that writes to disk, without ``disk``.
     """
     wanted: set[str] = set()
     for pattern in patterns:
@@ -32,4 +34,8 @@ def select(patterns: Iterable[str]) -> list[Row]:
         if not found:
             raise ValueError(f"no row is called {pattern!r}: there are {', '.join(ROWS)}")
         wanted |= found
-    return [row for name, row in ROWS.items() if not wanted or name in wanted]
+    chosen = [row for name, row in ROWS.items() if (name in wanted if wanted else row.writes == disk)]
+    refused = [row.name for row in chosen if row.writes and not disk]
+    if refused:
+        raise ValueError(f"{', '.join(refused)} write gigabytes: name a folder for them with --disk FOLDER")
+    return chosen

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=1, help="turns per row and side; the median counts (default: 1)")
     add("--scale", type=_positive, default=1.0, help="multiply the big sizes (default: 1)")
     add("--tasks", type=int, default=1_000_000, help="tasks that row 'many' submits (default: 10^6)")
+    add("--disk", metavar="FOLDER", help="run the rows that write gigabytes to a disk, there (with --rows: also those)")
     add("--num-cpus", type=int, help="init(num_cpus=…) on both sides (default: what each finds)")
     add("--compare", metavar="MODULE", help="run the same rows on this module, e.g. ray, by turns")
     add("--compare-python", metavar="PATH", help="the interpreter that has it; implies --compare ray")
@@ -54,10 +55,15 @@ def _positive(text: str) -> float:
     return value
 
 
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else os.path.abspath(folder)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the benchmark and return the exit status."""
     try:
-        rows = select(name.strip() for name in (arguments.rows or "").split(",") if name.strip())
+        names = [name.strip() for name in (arguments.rows or "").split(",") if name.strip()]
+        rows = select(names, disk=arguments.disk is not None)
     except ValueError as error:
         print(f"minray microbenchmark: {error}", file=sys.stderr)
         return 2
@@ -78,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_list(out: TextIO) -> None:
     for row in ROWS.values():
-        print(f"{row.name:24}{'; '.join(metric.title for metric in row.metrics)}", file=out)
+        only = " (only with --disk)" if row.writes else ""
+        print(f"{row.name:24}{'; '.join(metric.title for metric in row.metrics)}{only}", file=out)
     print("\nbeside them, unless --no-floors:", file=out)
     for row in FLOORS.values():
         print(f"{row.name:24}{row.metrics[0].title}", file=out)
@@ -110,7 +117,7 @@ class _Run:
             "seconds": arguments.seconds,
             "scale": arguments.scale,
             "init": init,
-            "options": {"tasks": arguments.tasks},
+            "options": {"tasks": arguments.tasks, "disk": _absolute(arguments.disk)},
         }
 
     def all(self, rows: list[Row]) -> int:

@@ -136,6 +136,7 @@ class Row:
     run: Callable[[Bench], Sample | dict[str, Sample]]
     session: bool = True  # init() before, shutdown() after
     ours_only: bool = False
+    writes: bool = False  # gigabytes, to the folder that ``--disk`` names: not run without that
 
     def measure(self, bench: Bench) -> dict[str, Sample]:
         """Run it; one sample per metric."""
@@ -150,13 +151,18 @@ class RowList(list[Row]):
     """The rows of one file, filled by its decorator ``@rows.add(…)``."""
 
     def add(
-        self, name: str, *metrics: Metric | str, session: bool = True, ours_only: bool = False
+        self,
+        name: str,
+        *metrics: Metric | str,
+        session: bool = True,
+        ours_only: bool = False,
+        writes: bool = False,
     ) -> Callable[[Callable[[Bench], Any]], Callable[[Bench], Any]]:
         """Register a function as the row ``name``. A metric given as a string is a rate per second."""
         made = tuple(Metric(name, metric) if isinstance(metric, str) else metric for metric in metrics)
 
         def register(function: Callable[[Bench], Any]) -> Callable[[Bench], Any]:
-            self.append(Row(name, made, function, session, ours_only))
+            self.append(Row(name, made, function, session, ours_only, writes))
             return function
 
         return register
