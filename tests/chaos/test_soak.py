@@ -23,11 +23,12 @@ import minray as ray
 from minray.cluster_utils import Cluster
 from tests.chaos.loads import LOADS
 from tests.chaos.mischief import Mischief
+from tests.cluster.conftest import ask_node
 
 SECONDS = float(os.environ.get("MINRAY_TEST_CHAOS_S", "15"))
 SEED = int(os.environ.get("MINRAY_TEST_CHAOS_SEED", "1"))
 THREADS = 4
-NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
+NODE = {"num_cpus": 2, "object_store_memory": 64 << 20}
 TIMEOUT_S = 4.0
 SETTINGS = {"heartbeat_s": 0.3, "node_timeout_s": TIMEOUT_S, "prestart": False}
 
@@ -87,7 +88,10 @@ def test_soak(cluster: Cluster, driver_at: str) -> None:
     for worker in workers:
         worker.join()
     done = sum((worker.done for worker in workers), Counter())
+    stores = [node["store"] or {} for node in ask_node(cluster, cluster.head_node, "cluster_status")]
+    disk = {name: sum(store.get(name, 0) for store in stores) >> 20 for name in ("spilled_bytes", "restored_bytes")}
     print(f"\nseed {SEED}, {SECONDS:g} s: {dict(mischief.done)}; {dict(done)}", file=sys.stderr)
+    print(f"of the nodes that live, in MiB: {disk}", file=sys.stderr)
     if failed is not None:
         raise AssertionError(f"{failed.doing} failed; done until then: {dict(mischief.done)}") from failed.error
     limit = time.monotonic() + 30
