@@ -43,7 +43,9 @@ ASK_S = 0.1  # what our node gets, at least, to say that it has a copy of what l
 
 
 def is_lost(hold: Hold | Gone | None) -> bool:
-    return isinstance(hold, Gone) and hold.kind == "lost"
+    """Whether its owner is to be asked for it once more. It says "freed" though a living owner frees nothing that is
+    borrowed: then the word was about an earlier life of the object, and came late; or the owner is dead."""
+    return isinstance(hold, Gone) and hold.kind in ("lost", "freed")
 
 
 class GetWaiter(Waiter):
@@ -218,7 +220,8 @@ class ObjectOps(Link):
         return records
 
     def _gone_error(self, object_id: bytes, owner: Address | None, gone: Gone) -> Exception:
-        """A living owner frees nothing that is borrowed: if it was freed, its owner is dead, announced or not yet."""
+        """In a session of one node nothing is made again, and a living owner frees nothing that is borrowed: if it was
+        freed, its owner is dead, announced or not yet."""
         reason = gone.reason
         if gone.kind == "full":
             return ObjectStoreFullError(f"object {object_id.hex()} cannot be brought into this node's memory: {reason}")

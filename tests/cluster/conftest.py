@@ -86,6 +86,11 @@ def ask_node(cluster: Cluster, node: Any, method: str, *args: Any) -> Any:
         return tool.ask(method, *args)
 
 
+def objects_at(cluster: Cluster, node: Any) -> int:
+    """How many shared objects that node has, copies of others' among them."""
+    return int(ask_node(cluster, node, "stats")["store"]["objects"])
+
+
 def alive(cluster: Cluster) -> set[str]:
     """The ids of the nodes that the head counts as alive."""
     assert cluster.head_node is not None

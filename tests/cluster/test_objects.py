@@ -12,7 +12,7 @@ import pytest
 import minray as ray
 from minray.exceptions import GetTimeoutError, ObjectStoreFullError
 from minray.experimental import get_object_locations
-from tests.cluster.conftest import ask_node, eventually
+from tests.cluster.conftest import ask_node, eventually, objects_at
 
 MIB = 1 << 20
 LARGE = 20 * MIB
@@ -42,10 +42,6 @@ def node_ids(ref):
 
 def transfers_of(cluster, node):
     return ask_node(cluster, node, "stats")["transfers"]
-
-
-def objects_at(cluster, node):
-    return ask_node(cluster, node, "stats")["store"]["objects"]
 
 
 @pytest.fixture

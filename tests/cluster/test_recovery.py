@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import minray as ray
+from minray._base import current
 from minray.exceptions import ObjectReconstructionFailedError
 from minray.experimental import get_object_locations
-from tests.cluster.conftest import eventually
+from minray.wire.messages import Free, pack
+from tests.cluster.conftest import eventually, objects_at
 
 SIZE = 300_000
 FAR = {"num_cpus": 1, "resources": {"far": 10}}
@@ -55,6 +57,20 @@ def test_tasks_that_need_it_find_it(cluster):
     replace_far(cluster)
     inside = ray.remote(num_cpus=1)(lambda refs: int(ray.get(refs[0]).sum()))
     assert ray.get([ray.remote(add).remote(x, x), inside.remote([x])], timeout=60)[1] == int(make(3).sum())
+
+
+def test_what_was_freed_by_a_word_about_its_earlier_life_is_made_again(cluster):
+    """It was freed, its node was lost for a moment or its task wanted it again, and then the old word arrived."""
+    x = far(make).remote(5)
+    ray.wait([x], fetch_local=False)
+    rt = current.get()
+    there, *place = rt.core.objects[x._id].value[0]
+    (node,) = cluster.worker_nodes
+    assert node.node_id == there.hex() and objects_at(cluster, node) == 1
+    rt.node.send(pack(Free([(x._id, *place, there)])))
+    eventually(lambda: objects_at(cluster, node) == 0, "it is freed")
+    assert int(ray.get(far(add).remote(x), timeout=60).sum()) == int(make(5).sum())
+    assert (ray.get(x, timeout=60) == make(5)).all()
 
 
 def test_many_who_miss_it_have_it_made_once(cluster, tmp_path):

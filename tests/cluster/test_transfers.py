@@ -17,7 +17,7 @@ import minray as ray
 from minray.exceptions import ObjectLostError
 from minray.experimental import get_object_locations
 from minray.worker.tool import Tool
-from tests.cluster.conftest import ask_node, eventually
+from tests.cluster.conftest import ask_node, eventually, objects_at
 
 SIZE = 100 << 20
 OBJECTS = 4
@@ -39,10 +39,6 @@ def at(function, name, **options):
 
 def transfers_of(cluster, node):
     return ask_node(cluster, node, "stats")["transfers"]
-
-
-def objects_at(cluster, node):
-    return ask_node(cluster, node, "stats")["store"]["objects"]
 
 
 @pytest.fixture
