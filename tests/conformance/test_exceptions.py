@@ -255,14 +255,14 @@ def test_pending_calls_and_unschedulable_are_not_raised_by_chance():
 
 
 @not_local("objects stay in this process's heap")
-@minray_only("it spills to disk")
-def test_a_full_store_is_an_object_store_full_error(monkeypatch):
+@minray_only("it gives out mapped files then")
+def test_a_store_that_is_full_of_what_is_read_is_an_object_store_full_error(monkeypatch):
     stop()
     monkeypatch.setenv("MINRAY_STORE_FULL_GRACE_S", "0.2")
     start(object_store_memory=80 * 1024 * 1024)
-    held = [ray.put(np.zeros(2_500_000)) for _ in range(3)]  # 20 MB each
+    held = [ray.get(ray.put(np.zeros(2_500_000))) for _ in range(3)]  # 20 MB each
     with pytest.raises(exceptions.ObjectStoreFullError) as caught:
-        held += [ray.put(np.zeros(2_500_000)) for _ in range(4)]
+        held += [ray.get(ray.put(np.zeros(2_500_000))) for _ in range(4)]
     assert any(unit in str(caught.value) for unit in ("MB", "MiB", "bytes"))
     del held[:2]
     again = ray.put(np.ones(2_500_000))
