@@ -32,7 +32,8 @@ write it into the store, between ``read_began`` and ``read_ended``, or ``restore
 is ever written to disk.
 
 While something is on disk, room for one object is kept for the restorer (``_kept_from``), also from writers who would
-use at once what they get back (``_is_wanted``).
+use at once what they get back (``_is_wanted``). Once something had to go to disk, more is written before anybody asks
+(``_write_ahead``), so that the next ones need not wait for the disk; it stays in memory until then.
 
 Invariants: reserved bytes never exceed the capacity; nothing is spilled or dropped while pinned; at most
 MAX_WRITING bytes are on their way to the disk, but for one larger object.
@@ -133,6 +134,7 @@ class Admission:
         self._owing_until = 0.0
         self._disk_error = ""
         self._disk_again: float | None = None  # after an error: not before that
+        self.ahead = min(FUSE, capacity // SPILL_SHARE)  # bytes that could go at once, once something had to
         self._effects: list[Effect] = []
         self._returned: dict[bytes, list[Copy]] = {}  # of this step, by writer
 
@@ -330,8 +332,15 @@ class Admission:
             return
         if self._disk_again is not None:
             return
-        victims = self._victims(short)
-        files = self._spills.begin((known.object_id, known.size) for known in victims)
+        if not self._write(short) and not self._spills.writing:
+            if self._park():
+                self._make_room(now)
+            elif not self._disk_error:
+                self._use_what_is_kept()
+
+    def _write(self, short: int) -> bool:
+        """Have objects written to disk; False if there are none that could be."""
+        files = self._spills.begin((known.object_id, known.size) for known in self._victims(short))
         for file in files:
             what = []
             for object_id in file.objects:
@@ -341,11 +350,18 @@ class Admission:
                 what.append((object_id, segment.name, segment.size, offset, length))
                 self._catalog.spill(known, file.number)
             self._effects.append(("spill", file.number, what))
-        if not files and not self._spills.writing:
-            if self._park():
-                self._make_room(now)
-            elif not self._disk_error:
-                self._use_what_is_kept()
+        return bool(files)
+
+    def _write_ahead(self) -> None:
+        """Nobody waits, but soon somebody will: what is on disk by then can go at once."""
+        spills, missing = self._spills, self.ahead - self._book.available
+        if not spills.on_disk or spills.writing or missing <= 0 or self._disk_error:
+            return
+        for known in self._catalog.evictable():
+            missing -= known.size
+            if missing <= 0:
+                return
+        self._write(0)
 
     def _keep_one_of_each(self) -> bool:
         """Of what was made more than once, the newest, which its owner knows, if no reader has named another one."""
@@ -423,7 +439,7 @@ class Admission:
                 self._release(number, object_id)
                 continue
             self._catalog.written(known, (number, offset))
-            if not known.pins:
+            if not known.pins and self._requests:
                 self._give_back(self._catalog.drop_memory(known))
         self._start_anew(now)
         return self._done(now)
@@ -500,6 +516,8 @@ class Admission:
             if not self._returned:
                 break
         self._unpark(now)
+        if not self._requests:
+            self._write_ahead()
         effects, self._effects = self._effects, []
         return effects
 

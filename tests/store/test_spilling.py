@@ -38,6 +38,7 @@ class Spilling(Table):
         super().__init__(capacity, spills=True, extent_size=MIB, **options)
         self.segments: dict[bytes, int] = {}
         self.table._kept_from = lambda request: 0  # type: ignore[method-assign]  # that is a test of its own
+        self.table.ahead = 0  # this, too
 
     def fill(self, *objects: bytes, writer: bytes = A) -> None:
         for oid in objects:
@@ -403,6 +404,36 @@ def test_what_a_writer_gets_back_is_its_own_only_if_nobody_comes_first() -> None
     ((number, _),) = kinds(table.answered(effects), "spill")
     ((_, freed),) = sent(table.spilled(number), Freed)
     assert not freed.wanted  # now it has
+
+
+def test_once_something_had_to_go_more_is_written_before_anybody_asks() -> None:
+    table = Spilling()
+    table.table.ahead = MIB
+    table.fill(*IDS)
+    assert not table.table._spills.files  # full, but nobody had to wait yet
+    ((number, _),) = kinds(table.short(), "spill")
+    effects = table.spilled(number)
+    assert sent(effects, Freed) and not kinds(effects, "spill")  # B still waits
+    effects = table.answered(effects + table(A, ExtentReturn([table.segments[IDS[0]]])))
+    assert sent(effects, ExtentGrant)
+    ((number, what),) = kinds(effects, "spill")
+    assert [one[0] for one in what] == [IDS[1]]
+    effects = table.spilled(number)
+    assert effects == []  # it stays in memory, and is enough
+    effects = table.request(C, MIB)
+    assert sent(effects, Freed) == [(A, Freed([(table.segments[IDS[1]], 0, MIB)], True))]  # at once
+
+
+def test_what_is_read_is_not_there_to_go_at_once() -> None:
+    table = Spilling()
+    table.fill(*IDS)
+    on_disk(table)
+    table.table.ahead = MIB
+    ((number, what),) = kinds(table.read_pin(C, IDS[2]), "spill")
+    assert [one[0] for one in what] == [IDS[1]]
+    table.spilled(number)
+    ((number, what),) = kinds(table.read_pin(C, IDS[1]), "spill")  # from memory
+    assert [one[0] for one in what] == [IDS[3]]
 
 
 def test_of_two_copies_that_nobody_reads_the_newest_goes_to_disk() -> None:
