@@ -47,6 +47,7 @@ class GcsLink:
         joined: the answer to ``add_node``.
         lost: there is no way back, and why.
         inventory: what this node has at this moment, for a head that has been started again.
+        now: the clock by which patience is measured.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class GcsLink:
         joined: Callable[[dict[str, Any]], None],
         lost: Callable[[str], None],
         inventory: Callable[[], dict[str, Any]] = dict,
+        now: Callable[[], float] = lambda: monotonic(),
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
@@ -71,6 +73,7 @@ class GcsLink:
         self._on_joined = joined
         self._on_lost = lost
         self._inventory = inventory
+        self._now = now
         self._info: dict[str, Any] = {}
         self._conn: Connection | None = None
         self._waiting: list[tuple[Any, ...]] = []  # but for requests
@@ -85,7 +88,7 @@ class GcsLink:
         """Go there and say ``add_node(info)``."""
         self._info = info
         patience = min(JOIN_S, max(self._patience_s, REDIAL_S))
-        self._deadline = monotonic() + patience
+        self._deadline = self._now() + patience
         self._reactor.call_later(patience + REDIAL_S, self._join_late)
         self._dial()
 
@@ -160,9 +163,9 @@ class GcsLink:
         self._conn = None
         if self.joined:
             self.joined = False
-            self._deadline = monotonic() + self._patience_s
+            self._deadline = self._now() + self._patience_s
             log.warning("the connection to the head at %s is lost: %s", self._endpoint, error)
-        if isinstance(error, Misfit) or monotonic() + REDIAL_S > self._deadline:
+        if isinstance(error, Misfit) or self._now() + REDIAL_S > self._deadline:
             self._give_up(f"there is no connection to the head at {self._endpoint}: {error}")
         else:
             self._reactor.call_later(REDIAL_S, self._dial)

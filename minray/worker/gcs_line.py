@@ -35,7 +35,9 @@ class Wire(Protocol):
     """What is needed of ``Link``."""
 
     worker_id: bytes
-    closed: bool
+
+    @property
+    def closed(self) -> bool: ...
 
     def dial_gcs(self, endpoint: str) -> Connection: ...
 
@@ -52,10 +54,19 @@ class GcsLine:
     Args:
         own: the connection to our node; the line itself, if ``endpoint`` is None.
         patience_s: how long a head that is gone is waited for.
+        now: the clock by which that is measured.
     """
 
-    def __init__(self, wire: Wire, own: Connection, endpoint: str | None, patience_s: float) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        own: Connection,
+        endpoint: str | None,
+        patience_s: float,
+        now: Callable[[], float] = lambda: monotonic(),
+    ) -> None:
         self._wire = wire
+        self._now = now
         self._endpoint = endpoint
         self._patience_s = patience_s
         self._open: dict[int, tuple[Any, ...]] = {}
@@ -73,7 +84,7 @@ class GcsLine:
         if self._down_since is None or not self._said:
             return None
         return (
-            f"the head of the cluster at {self._endpoint} has not answered for {monotonic() - self._down_since:.0f} s: "
+            f"the head of the cluster at {self._endpoint} has not answered for {self._now() - self._down_since:.0f} s: "
             "start it again by `minray start --head --resume`, or end this program"
         )
 
@@ -98,7 +109,7 @@ class GcsLine:
         """The connection has ended, or could not be made."""
         if self._wire.closed or self._endpoint is None:
             return
-        now = monotonic()
+        now = self._now()
         if self._down_since is None:
             self._down_since = now
         if not self._said and now - self._down_since > self._patience_s + SLACK_S:
