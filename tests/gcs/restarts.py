@@ -22,11 +22,11 @@ from typing import Any
 from minray._base.config import Config
 from minray.daemon import NodeRouter
 from minray.gcs.service import GcsService
-from minray.gcs.tables import Tables
 from minray.node.deaths import DeathBook
 from minray.node.gcs_link import GcsLink
 from minray.node.inventory import inventory
 from minray.node.orders import ORDERS
+from minray.testing.simulator.tables import CommittedTables, Rows
 from minray.wire.codec import decode, encode
 from minray.wire.errors import ConnectionLost
 from minray.wire.messages import (
@@ -50,25 +50,6 @@ from tests.node.support import World
 
 CPU = 10_000
 PATIENCE_S = 20.0
-
-
-class Disk(Tables):
-    """What is committed survives."""
-
-    def __init__(self, rows: dict[str, dict[bytes, bytes]]) -> None:
-        super().__init__("a file")
-        self.rows = rows
-
-    def commit(self) -> None:
-        for (table, key), row in self._dirty.items():
-            if row is None:
-                self.rows.setdefault(table, {}).pop(key, None)
-            else:
-                self.rows.setdefault(table, {})[key] = encode(row)
-        self._dirty.clear()
-
-    def load(self, table: str) -> list[tuple[bytes, Any]]:
-        return [(key, decode(row)) for key, row in sorted(self.rows.get(table, {}).items())]
 
 
 class Clock:
@@ -160,7 +141,7 @@ class Head:
         self.soon: list[Callable[[], None]] = []
         self.gcs = GcsService(
             self,
-            Disk(sim.rows),
+            CommittedTables(sim.rows),
             wall=lambda: sim.clock.now,
             make_namespace=lambda: "made up",
             config=Config(node_timeout_s=PATIENCE_S),
@@ -377,7 +358,7 @@ class Sim:
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.call_later = self.clock.call_later
-        self.rows: dict[str, dict[bytes, bytes]] = {}
+        self.rows: Rows = {}
         self.pipes: list[Pipe] = []
         self.lives: dict[bytes, int] = {}  # actor → workers that were given to it
         self.made: dict[bytes, dict[str, Any]] = {}
@@ -469,7 +450,7 @@ class Sim:
         client.closed = True
         self.clients.remove(client)
         there = {actor_id for actor_id, _, _ in machine.table.actors.living()}
-        there |= {actor_id for actor_id, row in Disk(self.rows).load("actors") if row[3] == machine.node_id}
+        there |= {actor_id for actor_id, row in CommittedTables(self.rows).load("actors") if row[3] == machine.node_id}
         if self.head is not None:
             there |= {actor.actor_id for actor in self.head.gcs._actors.on_node(machine.node_id)}
         for actor_id in there:

@@ -26,16 +26,6 @@ def a_cpu_that_was_lent_is_not_taken_back(_: Replacement) -> Replacement:
     return unblocked
 
 
-@bug(ActorTable, "_restart", ".")
-def a_new_incarnation_keeps_its_number(original: Replacement) -> Replacement:
-    def restart(table: ActorTable, actor: Any, cause: Any) -> Any:
-        effects = original(table, actor, cause)
-        actor.incarnation -= 1
-        return effects
-
-    return restart
-
-
 @bug(ActorTable, "_drop_name", "names and actors disagree")
 def a_dead_actor_keeps_its_name(_: Replacement) -> Replacement:
     return lambda table, actor: None

@@ -1,14 +1,14 @@
 """The simulator itself under test: bugs are planted, one at a time, and it has to find each of them.
 
 The text that it ends with must say what is wrong; and the seed that found it must pass without the bug. See
-``planting`` for how bugs are written down, ``bugs_of_processes`` and ``bugs_of_services`` for the bugs.
+``planting`` for how bugs are written down, ``bugs_of_…`` for the bugs.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from . import bugs_of_processes, bugs_of_services
+from . import bugs_of_processes, bugs_of_restarts, bugs_of_services
 from .planting import BUGS, find, play_seed
 
 pytestmark = pytest.mark.sim
@@ -24,6 +24,8 @@ def test_it_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bugs_are_planted_in_every_machine_that_matters() -> None:
     assert {bug.owner.__name__ for bug in BUGS.values()} >= {
-        "ReferenceTable", "LeaseTable", "Bundles", "PlacementGroupTable", "ActorTable", "TaskManager", "Lineage",
+        "ReferenceTable", "LeaseTable", "Bundles", "PlacementGroupTable", "ActorTable", "ActorCalls", "TaskManager",
+        "GcsLine",
     }  # fmt: skip
-    assert {bug.make.__module__ for bug in BUGS.values()} == {bugs_of_processes.__name__, bugs_of_services.__name__}
+    modules = {bugs_of_processes.__name__, bugs_of_restarts.__name__, bugs_of_services.__name__}
+    assert {bug.make.__module__ for bug in BUGS.values()} == modules

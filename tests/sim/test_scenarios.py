@@ -13,14 +13,14 @@ import pytest
 
 from minray.testing.simulator import Event, Setting, SimulationError, Story, play, shrink, story_of
 
-from . import bugs_of_processes, bugs_of_services
+from . import bugs_of_processes, bugs_of_restarts, bugs_of_services
 from .planting import BUGS, KILLS, STEPS, find
 
 pytestmark = pytest.mark.sim
 
 FOLDER = Path(__file__).parent / "scenarios"
 FILES = sorted(FOLDER.glob("*.txt"))
-assert bugs_of_processes and bugs_of_services  # they fill BUGS
+assert bugs_of_processes and bugs_of_restarts and bugs_of_services  # they fill BUGS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -48,7 +48,7 @@ def test_a_story_is_read_as_it_is_written() -> None:
     story = Story(Setting(2, 1, 1, 0, 5), events, rest=False)
     text = story.text("two lines\nof comment")
     assert text == (
-        "# two lines\n# of comment\nnodes=2 cpus=1 drivers=1 little_lineage=0 rest=5\n"
+        "# two lines\n# of comment\nnodes=2 cpus=1 drivers=1 little_lineage=0 rest=5 apart=0 actors=0 memory=0\n"
         "act d1 7\ndeliver d1 n1 8\nheal 9\n"
     )
     assert Story.parse(text) == story

@@ -48,6 +48,9 @@ class ActorRole:
         limit = self.options["max_restarts"]
         if 0 <= limit < self.incarnation:
             raise SimulationError(f"incarnation {self.incarnation} of an actor with max_restarts={limit}")
+        reasons = self.facts.restarts()
+        if self.incarnation > reasons:
+            raise SimulationError(f"incarnation {self.incarnation} of an actor that had {reasons} reasons to restart")
         for other in self.sim.workers():
             role = other.actor if self.sim.is_member(other.worker_id) else None
             if role is not None and role is not self and role.actor_id == self.actor_id:
@@ -91,7 +94,7 @@ class ActorRole:
         """Some progress; False if there is nothing to do."""
         if self.stopping:
             return self._stopped()
-        ready = [call for call in self.calls if not call.blocked() or call.cancelled]
+        ready = [call for call in self.calls if not call.blocked() or (call.cancelled and not call.for_memory)]
         room = len(self.calls) < self.options["concurrency"] and self._init is None
         if room and self.queue and (not ready or self.sim.rng.random() < 0.5):
             self._start()
@@ -100,7 +103,7 @@ class ActorRole:
             self._unblock()
             self.sim.rng.choice(ready).step()
             return True
-        alone = self.calls and self.options["concurrency"] == 1
+        alone = self.calls and self.options["concurrency"] == 1 and not self.calls[0].for_memory
         if alone and not self._blocked and self.sim.rng.random() < 0.5:
             self.worker.flush()
             self._blocked = True
@@ -136,7 +139,7 @@ class ActorRole:
         if not self.queue:
             self.worker.flush()
         if self.sim.rng.random() < 0.01:  # exit_actor()
-            self.stopping = True
+            self.stopping = self.facts.exits = True
 
     # -- the end -------------------------------------------------------------------------------------
 

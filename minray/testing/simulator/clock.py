@@ -51,6 +51,13 @@ class Clock:
         heapq.heappush(heap, (timer.when, next(self._count), timer))
         return timer
 
+    def forget(self, who: bytes) -> None:
+        """It is dead, and its name will be another's."""
+        for heap in (self._timers, self._beats):
+            for _, _, timer in heap:
+                if timer.who == who:
+                    timer.cancel()
+
     def due(self, *, beats: bool = True) -> float | None:
         """The moment of the next timer; None if nobody waits for time."""
         moments = [moment for heap in (self._timers, self._beats)[: 1 + beats] if (moment := _first(heap)) is not None]

@@ -54,7 +54,7 @@ class GroupActions:
         ledger.seen["group"] += 1
 
         def made(reply: Reply) -> None:
-            facts.created = True
+            facts.created = reply.ok
 
         process.ask_gcs("create_placement_group", spec, then=made)
         if rng.random() < 0.6:

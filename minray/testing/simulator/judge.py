@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.process import GCS_ID, Process
+from minray.store.holds import Gone
+from minray.testing.simulator.ledger import ActorFacts, SimulationError
+from minray.testing.simulator.network import GCS_ID
+from minray.testing.simulator.process import Process
 from minray.testing.simulator.worker import Worker
 from minray.wire.messages import Address
 from minray.worker.references import ERROR, PENDING, ObjectRecord
-from minray.worker.tasks import ITEM
+from minray.worker.tasks import ITEM, Task
 
 if TYPE_CHECKING:
     from minray.testing.simulator.world import World
@@ -37,9 +39,10 @@ class Judge:
                 raise SimulationError(f"{worker} starts task {spec[0]}, attempt {spec[1]}, which is given up")
 
     def call_starts(self, worker: Worker, caller: Address, spec: tuple[Any, ...]) -> None:
-        """Is it in flight at its caller?"""
+        """Is it in flight at its caller? (If that has heard that this incarnation is over, it has given it up.)"""
         process = self._hears(worker, caller)
-        if process is not None:
+        heard = self.world.clock.now - self._over_since(worker.worker_id) > LAST_WORDS_S
+        if process is not None and not heard:
             task = process.core.calls.tasks.get(spec[0])
             if task is None or task.attempt != spec[1] or spec[0] not in task.actor.inflight:
                 raise SimulationError(f"{worker} starts call {spec[0]}, attempt {spec[1]}, which is given up")
@@ -51,7 +54,7 @@ class Judge:
     def answers_arrive(self, process: Process, source: Address, results: list[tuple[Any, ...]]) -> None:
         """What has been answered counts, also if its sender is dead by now."""
         world = self.world
-        if world.clock.now - world.died_at.get(source[1], world.clock.now) > LAST_WORDS_S:
+        if world.clock.now - self._over_since(source[1]) > LAST_WORDS_S:
             return
         if not world.is_member(source[1]) or not world.is_member(process.worker_id):
             return
@@ -60,6 +63,14 @@ class Judge:
             task = core.owner.tasks.get(seq) or core.calls.tasks.get(seq)
             if status != ITEM and (task is None or task.attempt != attempt):
                 raise SimulationError(f"{process} has given up attempt {attempt} of {seq}, and here is its answer")
+
+    def _over_since(self, worker_id: bytes) -> float:
+        """Since when others may know that it is dead, or as good as."""
+        world = self.world
+        process = world.processes.get(worker_id)
+        if isinstance(process, Worker) and process.actor is not None:
+            return process.actor.facts.over.get(process.actor.incarnation, world.clock.now)
+        return world.died_at.get(worker_id, world.clock.now)
 
     def get_ends(self, process: Process, object_id: bytes, error: tuple[Any, ...]) -> None:
         """A get ends in an error: only in one for which there is a reason."""
@@ -88,6 +99,63 @@ class Judge:
                 raise SimulationError(f"{process} references {object_id.hex()}, which its owner has freed")
             raise SimulationError(f"{process}: a get ends in {error}, and there is no reason for it")
 
+    def call_fails(self, process: Process, task: Task, error: tuple[Any, ...]) -> None:
+        """A call ends without an answer: only if its actor is over, or if all that it was allowed is used up."""
+        ledger = self.world.ledger
+        kind = error[0]
+        if kind == "actor_died":
+            if self.world.gcs.said_of(task.actor.actor_id) != "DEAD":
+                raise SimulationError(f"call {task.seq} of {process} fails as if its actor were dead")
+        elif kind == "actor_unavailable":
+            name = (process.worker_id, task.seq)
+            allowed, sent = ledger.limits[name], ledger.sent[name]
+            if allowed < 0 or sent < allowed:
+                raise SimulationError(f"call {task.seq} of {process} is given up after {sent} of {allowed} attempts")
+        elif kind == "cancelled":
+            if not task.cancelled:
+                raise SimulationError(f"call {task.seq} of {process} counts as cancelled, and nobody did")
+        elif kind != "dependency":
+            raise SimulationError(f"call {task.seq} of {process} ends in {error}")
+
+    def actor_ends(self, facts: ActorFacts, cause: dict[str, Any]) -> None:
+        """The GCS says that an actor is over: is there a reason?"""
+        world, kind = self.world, cause.get("kind")
+        limit = facts.options["max_restarts"]
+        used_up = 0 <= limit < facts.restarts()
+        owner = facts.owner[1]
+        job_over = facts.actor_id[12:] in world.ended_jobs() or not world.is_member(self._driver(facts))
+        reasons = {
+            "killed": True in facts.kills or (bool(facts.kills) and (used_up or facts.released)),
+            "out_of_scope": facts.released,
+            "creation_failed": facts.options["fails"] or bool(world.died_at),
+            "exited": facts.exits or bool(facts.kills) or facts.released or job_over or bool(world.ledger.groups),
+            "owner_died": world.is_dead(owner) or not world.is_member(owner),
+            "job_finished": job_over,
+            "unschedulable": len(world.machines) > 1 or bool(world.ledger.groups),
+            "worker_died": used_up,
+            "node_died": used_up,
+            "unknown": not facts.created,
+        }
+        world.ledger.seen[f"end of an actor: {kind}"] += 1
+        if not reasons.get(str(kind), False):
+            raise SimulationError(
+                f"an actor ends for no reason: {cause}; max_restarts={limit}, broken {sorted(facts.broken)}, "
+                f"killed {facts.kills}"
+            )
+
+    def _driver(self, facts: ActorFacts) -> bytes:
+        return self.world.driver_of(facts.actor_id[12:])[1]
+
+    def unreadable(self, process: Process, object_id: bytes, gone: Gone) -> None:
+        """The store does not give an object to who references it: has the disk lost it, or its owner's death?"""
+        world = self.world
+        world.ledger.seen[f"unreadable: {gone.kind}"] += 1
+        if gone.kind == "full" or (gone.kind == "lost" and world.ledger.seen["lost on disk"]):
+            return
+        lives = any(other[:12] == object_id[:12] for other in world.processes)
+        if lives and object_id not in world.ledger.tainted:
+            raise SimulationError(f"{process} references {object_id.hex()}, and cannot read it: {gone}")
+
     # -- after each step -----------------------------------------------------------------------------
 
     def step(self, *, everything: bool) -> None:
@@ -101,6 +169,8 @@ class Judge:
         for worker_id, process in world.processes.items():
             if everything or worker_id in touched:
                 process.core.check_invariants()
+                if process.store is not None:
+                    process.store.check_invariants()
                 if isinstance(process, Worker):
                     process.queue.check_invariants()
         if everything:
@@ -166,6 +236,9 @@ class Judge:
         for worker in world.workers():
             if worker.job_id in ended:
                 raise SimulationError(f"{worker} has outlived its job")
+        for process in world.processes.values():
+            if process.asked:
+                raise SimulationError(f"{process} has no answer to its requests {sorted(process.asked)}")
         world.gcs.check_rest()
 
     def _describe(self, record: ObjectRecord) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from minray.wire.messages import Address
 
 Handle = tuple[bytes, Address]  # one reference
-Location = tuple[bytes, int]  # node, and where on it
+Location = tuple[Any, ...]  # node, and where on it
 
 
 def make_id(name: str, size: int = 28) -> bytes:
@@ -39,12 +39,22 @@ class SimulationError(AssertionError):
 class ActorFacts:
     """What is known of one actor from its creation."""
 
-    def __init__(self, actor_id: bytes, handle_id: bytes, options: dict[str, Any]) -> None:
+    def __init__(self, actor_id: bytes, handle_id: bytes, options: dict[str, Any], owner: Address) -> None:
         self.actor_id = actor_id
         self.handle_id = handle_id  # the hidden object that counts its handles
         self.options = options
+        self.owner = owner
         self.created = False  # the GCS knows it
+        self.released = False  # nobody has a handle that counts
+        self.kills: list[bool] = []  # kill() was called, and may it not restart
+        self.exits = False  # it has called exit_actor()
+        self.over: dict[int, float] = {}  # incarnation → when somebody was told that it is over
+        self.broken: set[int] = set()  # incarnations that died by themselves, or with their machine
         self.last_started: dict[tuple[int, bytes], int] = {}  # (incarnation, caller) → number of its call
+
+    def restarts(self) -> int:
+        """How often it may have been started anew so far, if its max_restarts had no end."""
+        return len(self.broken) + self.kills.count(False)
 
 
 class GroupFacts:
@@ -68,11 +78,14 @@ class Ledger:
         self.attempts: set[tuple[bytes, int, int]] = set()  # (owner, seq, attempt) that started
         self.limits: dict[tuple[bytes, int], int] = {}  # how often it may start; -1: without end
         self.actors: dict[bytes, ActorFacts] = {}  # by hidden object
+        self._by_id: dict[bytes, ActorFacts] = {}  # the same by actor_id
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
         self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
         self.copies: dict[bytes, dict[Location, None]] = {}  # stored objects → copies that their owner knows of
         self.groups: dict[bytes, GroupFacts] = {}  # placement groups
         self.lost_grants: Counter[tuple[bytes, bytes]] = Counter()  # (object, taker): told to the owner at most
+        self.answered: set[tuple[bytes, int]] = set()  # calls and tasks (owner, seq)
+        self.sent: Counter[tuple[bytes, int]] = Counter()  # (caller, seq) → how often the call was sent
         self.seen: Counter[str] = Counter()  # what happened how often: for tests that nothing is left out
         self._locations = 0
 
@@ -123,6 +136,28 @@ class Ledger:
                     self.lost_grants[(one[0], taker)] += 1
                 else:
                     stack.extend(one)
+
+    # -- actors ------------------------------------------------------------------------------------
+
+    def new_actor(self, facts: ActorFacts) -> None:
+        """Somebody is about to ask for it."""
+        self.actors[facts.handle_id] = self._by_id[facts.actor_id] = facts
+
+    def actor(self, actor_id: bytes) -> ActorFacts | None:
+        """The facts of an actor."""
+        return self._by_id.get(actor_id)
+
+    def broken(self, actor_id: bytes, incarnation: int) -> None:
+        """This incarnation had a reason to end that nobody has ordered."""
+        self._by_id[actor_id].broken.add(incarnation)
+
+    def sent_calls(self, caller: bytes, specs: list[tuple[Any, ...]]) -> None:
+        """Calls are on their way, or as good as."""
+        for spec in specs:
+            name = (caller, spec[0])
+            self.sent[name] += 1
+            if name in self.answered:  # its result was lost, and is made again
+                self.unordered.add(name)
 
     # -- the store ---------------------------------------------------------------------------------
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from minray.wire.messages import BORROWS, CALLS, FETCH, RELEASES, RESULTS, TASKS, VALUES, Message, Request, unpack
 
+GCS_ID = b"g" * 28
+EOF = ("eof",)  # the connection of a dead process, after what it had sent
+
 Pair = tuple[bytes, bytes]
 HOT = {
     TASKS: "TASKS",
@@ -86,7 +89,7 @@ class Network:
                 lost += [(process, message) for message in self.forget(pair)]
             elif pair[0] == process and loses:
                 queue = self.queues[pair]
-                while queue and rng.random() < 0.3:
+                while queue and queue[-1] is not EOF and rng.random() < 0.3:
                     lost.append((pair[1], queue.pop()))
                 if not queue:
                     del self.queues[pair]

@@ -1,10 +1,10 @@
 """A simulated node: the ``NodeService`` of production, without sockets, processes and memory.
 
-    drivers, workers, strangers ──▶ receive ──▶ node.dispatch.HANDLERS ──┐
-    GCS ─────────────────────────▶ receive ──▶ node.orders.ORDERS ──────┴▶ LeaseTable, Bundles, DeathBook, View …
+    drivers, workers, strangers ──▶ receive ──▶ node.dispatch.HANDLERS ────┐
+    GCS ──▶ receive ──▶ GcsLink (but in the head) ──▶ node.orders.ORDERS ──┴▶ LeaseTable, Bundles, DeathBook, View …
 
 What forks and kills workers, and the store, are ours (``Workers``, ``Store``); everything else is what runs in
-production: the service's own methods, the jobs, the strangers, the membership.
+production: the service's own methods, the jobs, the strangers, the membership, the link to the head.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from minray._base.config import Config
 from minray.node.deaths import DeathBook
 from minray.node.demands import WorkerClass
 from minray.node.dispatch import HANDLERS, Peer
+from minray.node.gcs_link import GcsLink
+from minray.node.inventory import inventory
 from minray.node.jobs import Jobs
 from minray.node.leases import LeaseTable
 from minray.node.membership import Membership
@@ -24,11 +26,14 @@ from minray.node.service import NodeService
 from minray.node.strangers import Strangers
 from minray.node.view import View
 from minray.node.worker_pool import WorkerPool
-from minray.testing.simulator.clock import Reactor
 from minray.testing.simulator.ledger import SimulationError, make_id
-from minray.testing.simulator.process import CPU, EOF, GCS_ID, Process
+from minray.testing.simulator.network import EOF, GCS_ID
+from minray.testing.simulator.process import CPU, Process
+from minray.testing.simulator.store import NodeStore
+from minray.testing.simulator.ways import FOREVER_S, HEAD, DiallingReactor
 from minray.wire.codec import decode
-from minray.wire.messages import Fenced, Hello, Introduce, Message, Register, StopActor, unpack
+from minray.wire.errors import ConnectionLost
+from minray.wire.messages import CreateActor, Hello, Introduce, Message, Register, StopActor, pack, unpack
 
 if TYPE_CHECKING:
     from minray.testing.simulator.world import World
@@ -50,8 +55,13 @@ class Conn:
 
     def send(self, raw: tuple[Any, ...]) -> None:
         """One message, packed."""
-        if not self.closed and self._world.reaches(self._here, self._there):
-            self._world.network.send(self._here, self._there, unpack(raw))
+        if self.closed:
+            return
+        message = unpack(raw)
+        if self._world.reaches(self._here, self._there):
+            self._world.network.send(self._here, self._there, message)
+        elif isinstance(message, CreateActor):  # to a worker that is dead, which nobody knows yet
+            self._world.ledger.broken(message.actor_id, message.incarnation)
 
     def send_frame(self, frame: bytes) -> None:
         """One message, encoded for many."""
@@ -96,11 +106,21 @@ class Workers:
 
     def kill(self, number: int, suspicion: str = "") -> None:
         """SIGKILL."""
-        self._node.sim.kill(self._ids[number])
+        self._node.sim.kill(self._ids[number], ordered=number in self.expected)
+
+
+class Extents:
+    """Nothing of it is ever on disk."""
+
+    def moved(self) -> dict[str, int]:
+        """What the GCS is to hear of it: nothing."""
+        return {}
 
 
 class Store:
     """The object store's authority: here the ledger knows what lies where."""
+
+    table = Extents()
 
     def process_died(self, worker_id: bytes, now: float) -> None:
         """Nothing of it is left in the store."""
@@ -127,23 +147,32 @@ class Logs:
 
 
 class Node(NodeService):
-    """One machine. ``clustered``: there are, or may be, others."""
+    """One machine. ``clustered``: there are, or may be, others; ``is_head``: its process is that of the GCS, too."""
 
     def __init__(
-        self, sim: World, name: str, totals: dict[str, int], labels: dict[str, str], *, clustered: bool
+        self,
+        sim: World,
+        name: str,
+        totals: dict[str, int],
+        labels: dict[str, str],
+        *,
+        clustered: bool,
+        is_head: bool,
     ) -> None:
         self.sim = sim
         self.name = name
         self.node_id = make_id(name)
-        self.is_head = name == "n1"
+        self.is_head = is_head
         self.endpoint = f"tcp:{name}:1"
-        self.gcs_endpoint = "tcp:n1:1"
-        self.reactor = cast(Any, Reactor(sim.clock, self.node_id))
+        self.gcs_endpoint = HEAD
+        self.reactor = cast(Any, DiallingReactor(sim, self.node_id))
         self.config = CONFIG
         self.peers: dict[bytes, Peer] = {}
         self.jobs = Jobs(self, [])
         self.strangers = Strangers(self)
-        self._gcs_send = lambda message: sim.network.send(self.node_id, GCS_ID, message)
+        self._link = None if is_head else self._make_link()
+        self._gcs_send = self._tell_own_gcs if self._link is None else self._link.send
+        self._gcs_join = None if self._link is None else self._link.join
         self._requests = {}
         self._numbers = itertools.count(1)
         self._timer = self._timer_at = self.ending = self.transfers = None
@@ -154,12 +183,32 @@ class Node(NodeService):
         self.membership = Membership(self) if clustered else None
         self.table = self._make_lease_table(int(name[1:]) << 32)
         self.deaths = DeathBook()
-        self.store = cast(Any, Store())
+        self.store = cast(Any, NodeStore(self, sim.memory) if sim.memory else Store())
         self.logs = cast(Any, Logs())
         self.public_session = {"node_name": name}
         self.workers = cast(Any, Workers(self))
         self.memory = cast(Any, Memory())
         self.conns: dict[bytes, Peer] = {}  # by who is at the other end
+
+    def _make_link(self) -> GcsLink:
+        """As daemon.RemoteGcs has it."""
+        life = (0, 0.0)
+        return GcsLink(
+            self.reactor,
+            self.gcs_endpoint,
+            Hello("node", self.node_id, self.node_id, b"", *life, self.endpoint),
+            patience_s=FOREVER_S,
+            silence_s=CONFIG.node_timeout_s,
+            deliver=self.on_gcs,
+            joined=self.joined,
+            lost=lambda reason: self.sim.lose_machine(self, silent=False),
+            inventory=lambda: inventory(self),
+            now=self.now,
+        )
+
+    def _tell_own_gcs(self, message: Message) -> None:
+        if self.sim.reaches(self.node_id, GCS_ID):
+            self.sim.network.send(self.node_id, GCS_ID, message)
 
     def _make_lease_table(self, first_no: int) -> LeaseTable:
         made = itertools.count(1)
@@ -179,12 +228,19 @@ class Node(NodeService):
         """What the GCS is to know of this node."""
         return {
             "node_id": self.node_id, "endpoint": self.endpoint, "address": self.name, "resources": self.totals,
-            "labels": self.labels, "bundles": self.table.bundles.held(),
+            "labels": self.labels, "is_head": self.is_head,
         }  # fmt: skip
 
     def join(self) -> None:
         """Go to the GCS."""
-        self.ask_gcs("add_node", self.introduction(), then=lambda reply: self.joined(reply.value))
+        if self._gcs_join is not None:
+            self._gcs_join(self.introduction())
+        else:
+            self.ask_gcs("add_node", self.introduction(), then=lambda reply: self.joined(reply.value))
+
+    def has_joined(self) -> bool:
+        """Whether the head that lives has let it in."""
+        return self._link is None or self._link.joined
 
     def driver_joined(self, driver: Process) -> None:
         """A driver has registered, and the GCS has made its job: see node.jobs."""
@@ -214,12 +270,18 @@ class Node(NodeService):
             self._from_peer(source, message)
 
     def _from_gcs(self, message: Any) -> None:
-        if message is EOF or isinstance(message, Fenced):
-            self.sim.lose_machine(self, silent=False)  # the way back is closed: a node ends with its cluster
-            return
         if isinstance(message, StopActor) and "out of scope" in message.reason and not message.graceful:
             raise SimulationError("an actor is killed, not asked to end, because it is out of scope")
-        self.on_gcs(message)
+        link = self._link
+        if link is None:
+            self.on_gcs(message)
+        elif link._conn is not None:
+            conn = link._conn
+            if message is EOF:
+                conn.close()
+                link.on_close(conn, ConnectionLost("the head is gone"))
+            else:
+                link.on_messages(conn, [pack(message)])
 
     def _from_peer(self, source: bytes, message: Message) -> None:
         peer = self.conns.get(source)
@@ -258,6 +320,8 @@ class Node(NodeService):
         self.table.check_invariants()
         self.deaths.check_invariants()
         self.view.check_invariants()
+        if self.sim.memory:
+            self.store.table.check_invariants()
 
     def has_open(self, group_id: bytes, attempt: int) -> bool:
         """Whether that part of a group is open here."""
@@ -287,3 +351,5 @@ class Node(NodeService):
             raise SimulationError(f"{self.name} has {self.totals}, and at rest {free} is free")
         if table.bundles.held():
             raise SimulationError(f"{self.name}: bundles are left: {table.bundles.held()}")
+        if self.sim.memory:
+            cast(NodeStore, self.store).check_rest()

@@ -1,18 +1,24 @@
 """A simulated process: a real core, and what performs its effects. Drivers and workers are made of it.
 
 ``Process`` receives messages for its core as worker.link does, and sends what the core wants sent, in the same
-order as worker.link. What its user code does is in ``user.py``; what executes in workers, in ``worker.py``.
+order as worker.link; its line to the GCS is production's. What its user code does is in ``user.py``; what executes in
+workers, in ``worker.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minray.testing.simulator.ledger import Handle, SimulationError
+from minray.testing.simulator.network import EOF, GCS_ID
+from minray.testing.simulator.store import ProcessStore
+from minray.testing.simulator.ways import FOREVER_S, Way
+from minray.wire.errors import ConnectionLost
 from minray.wire.messages import (
     BORROWS,
+    CALLS,
     FETCH,
     RELEASES,
     RESULTS,
@@ -32,22 +38,21 @@ from minray.wire.messages import (
     Ready,
     Registered,
     Reply,
-    Request,
     Watch,
     unpack,
 )
 from minray.worker.actor_calls import ActorClient
 from minray.worker.core import Core
+from minray.worker.gcs_line import GcsLine
+from minray.worker.link import AWAY_S
 from minray.worker.owner import TaskManager
-from minray.worker.tasks import END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, Function, Lease, SchedulingKey
+from minray.worker.tasks import END, ERROR, INLINE, ITEM, MULTI, RETRY, STORED, Function, Lease, SchedulingKey, Task
 
 if TYPE_CHECKING:
     from minray.testing.simulator.node import Node
     from minray.testing.simulator.world import World
 
-GCS_ID = b"g" * 28
 CPU = 10_000
-EOF = ("eof",)  # the connection of a dead process, after what it had sent
 STATUS = {
     INLINE: "INLINE", STORED: "STORED", ERROR: "ERROR", MULTI: "MULTI", RETRY: "RETRY", ITEM: "ITEM", END: "END",
 }  # fmt: skip
@@ -76,6 +81,7 @@ class Process:
         )
         self.core.owner.clustered = sim.lineage_bytes is not None
         self.core.owner._bury = self._bury  # type: ignore[method-assign]
+        self.core.calls._finish = self._call_fails
         self.freed: list[bytes] = []  # objects of its own, since the last check
         self.kept: list[Handle] = []  # references in global variables
         self.depth = 0
@@ -85,11 +91,39 @@ class Process:
         self.functions: list[Function] = []
         self._keys: dict[tuple[Any, ...], SchedulingKey] = {}
         self._requests = 0
+        self.store = ProcessStore(self) if sim.memory else None
+        if node.is_head:
+            self.line = GcsLine(self, self.dial_gcs(""), None, FOREVER_S)
+        else:
+            self.line = GcsLine(self, cast(Any, None), node.gcs_endpoint, FOREVER_S, lambda: sim.clock.now)
 
     @property
     def alive(self) -> bool:
         """Whether it has not been killed."""
         return self.sim.processes.get(self.worker_id) is self
+
+    # -- what the line to the GCS needs: see worker.link -----------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """The line has nobody to speak for any more."""
+        return not self.alive
+
+    def dial_gcs(self, endpoint: str) -> Any:
+        """A connection to the head."""
+        return Way(self.sim, self.worker_id)
+
+    def call_later(self, delay_s: float, fn: Callable[[], None]) -> None:
+        """``fn`` after so many seconds, if it lives then."""
+        self.sim.clock.later(delay_s, self.worker_id, fn)
+
+    def subscriptions(self) -> list[bytes]:
+        """The actors whose fate it wants to hear of."""
+        return [actor.actor_id for actor in self.core.calls.actors.values() if actor.state != "DEAD"]
+
+    def give_up_on(self, numbers: list[int], text: str) -> None:
+        """Nobody's patience ends."""
+        raise SimulationError(f"{self} gives up on the head: {text}")
 
     # -- what the public face would make -------------------------------------------------------------
 
@@ -125,9 +159,24 @@ class Process:
         """A request; its number."""
         self._requests += 1
         self.asked[self._requests] = then or _expect_yes
-        if self.sim.reaches(self.worker_id, GCS_ID):
-            self.sim.network.send(self.worker_id, GCS_ID, Request(self._requests, method, args))
+        self.line.ask(self._requests, method, args)
         return self._requests
+
+    def _on_reply(self, reply: Reply) -> None:
+        self.line.answered(reply.request_id)
+        self.line.on_reply()
+        if reply.request_id:
+            then = self.asked.pop(reply.request_id, None)
+            if then is None:
+                raise SimulationError(f"{self} hears an answer twice: {reply}")
+            then(reply)
+        else:  # to what the line has asked by itself
+            _expect_yes(reply)
+
+    def _call_fails(self, task: Task, error: Any) -> None:
+        """A call ends without an answer."""
+        self.sim.judge.call_fails(self, task, error)
+        self.core.fail(task, error)
 
     def _bury(self, lease: Lease) -> None:
         """A leased worker is dead: only attempts that have started may be charged for it."""
@@ -157,6 +206,9 @@ class Process:
         """What worker.link does when a connection has closed."""
         if source == self.node.node_id:
             self.sim.kill(self.worker_id)  # without its node a process has no session
+        elif source == GCS_ID:
+            self.line.conn.close()
+            self.line.on_close(ConnectionLost("the head is gone"))
         elif source in self.entered:
             del self.entered[source]
             self.core.owner.on_node_lost(source)
@@ -218,8 +270,8 @@ class Process:
         elif isinstance(msg, NodeGone):
             self._on_node_gone(msg.node_id)
         elif isinstance(msg, Reply):
-            self.asked.pop(msg.request_id)(msg)
-        elif not isinstance(msg, Registered):
+            self._on_reply(msg)
+        elif not isinstance(msg, Registered) and not (self.store is not None and self.store.takes(msg)):
             raise SimulationError(f"{self} has no use for {msg}")
 
     def hear_of(self, source: Address, results: list[tuple[Any, ...]]) -> None:
@@ -227,6 +279,8 @@ class Process:
         ledger, object_id = self.sim.ledger, self.core.object_id
         for seq, _, status, value, _, retained in results:
             ledger.seen["answer " + STATUS[status]] += 1
+            if status not in (ITEM, RETRY):
+                ledger.answered.add((self.worker_id, seq))
             stream = self.core.streams.get(seq)
             ledger.seen["item said twice"] += status == ITEM and stream is not None and value[0] < stream.produced
             for _, taker in retained or ():
@@ -264,12 +318,16 @@ class Process:
             for owner, items in releases.items():
                 if owner not in self.core.dead:
                     self.send(owner, (RELEASES, items))
+        if self.store is not None:
+            self.store.client.drain()
 
     def flush(self) -> None:
         """Send the results that wait for a batch, if it is a worker."""
 
     def send(self, target: bytes, raw: tuple[Any, ...]) -> None:
         """To another core worker."""
+        if raw[0] == CALLS:
+            self.sim.ledger.sent_calls(self.worker_id, raw[2])
         if self.sim.connect(self.worker_id, target):
             self.sim.network.send(self.worker_id, target, (self.address, raw))
 
@@ -302,11 +360,17 @@ class Process:
             self.sim.clock.later(effect[1], self.worker_id, partial(self._on_timer, effect[2], effect[3]))
         elif kind == "freed":
             self._freed(effect[1], effect[2])
-        elif kind != "report":
+        elif kind == "report":
+            if self.store is not None:
+                self.store.client.report([effect[1:3]])
+        else:
             raise SimulationError(f"unknown effect {effect}")
 
     def _on_timer(self, what: str, number: int) -> None:
-        self.core.on_timer(what, number, self.sim.clock.now)
+        if what == "actor" and self.line.away:  # what became of it, only the head can say
+            self.sim.clock.later(AWAY_S, self.worker_id, partial(self._on_timer, what, number))
+        else:
+            self.core.on_timer(what, number, self.sim.clock.now)
 
     def _freed(self, object_id: bytes, record: Any) -> None:
         if record.owner is None:
@@ -315,9 +379,12 @@ class Process:
         if actor_id is not None:
             # Nobody calls it any more: what its constructor has kept is not waited for.
             self.sim.ledger.taint(self.sim.ledger.contents[object_id])
+            self.sim.ledger.actors[object_id].released = True
             self.ask_gcs("actor_out_of_scope", actor_id)
         elif record.status == STORED and record.owner is None:
             self.sim.ledger.freed(object_id)
+            if self.store is not None:
+                self.store.client.free([(object_id, record.value[0])])
 
     def __repr__(self) -> str:
         return self.sim.name_of(self.worker_id)

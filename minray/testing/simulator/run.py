@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.network import Pair
+from minray.testing.simulator.network import GCS_ID, Pair
+from minray.testing.simulator.store import BAD, FINE, FULL, KIB
 from minray.testing.simulator.user import Frame
 from minray.testing.simulator.worker import Call, Worker
 from minray.testing.simulator.world import World
@@ -27,6 +28,10 @@ REST_STEPS = 40_000
 REST_S = 120.0  # simulated: what waits so long waits for something that will not come
 FULL_CHECK = 20  # steps
 A_MOMENT_S = 0.12
+A_WHILE_S = 2.7
+HEAD_NAME = "head"
+HEADS = 3  # that die in a story at most, if no driver dies with them
+MEMORY = 320  # KiB: half a dozen objects
 FOREVER_S = 60.0
 
 
@@ -50,6 +55,9 @@ class Setting(NamedTuple):
     drivers: int = 1
     little_lineage: int = 0
     rest: int = 0  # the seed of what happens when everybody lets go
+    apart: int = 0  # no driver is on the head's machine
+    actors: int = 0  # user code mostly makes, calls and kills them
+    memory: int = 0  # KiB of the machine's store, if there is one; 0: as much as anybody wants
 
 
 class Simulation(World):
@@ -59,12 +67,14 @@ class Simulation(World):
         self.setting = setting
         super().__init__(
             nodes=setting.nodes, cpus=setting.cpus, drivers=setting.drivers,
-            little_lineage=bool(setting.little_lineage),
+            little_lineage=bool(setting.little_lineage), apart=bool(setting.apart), full_of_actors=bool(setting.actors),
+            memory=setting.memory * KIB,
         )  # fmt: skip
         self.steps = 0
         self.events: list[Event] = []
         self.kills_left = kills
         self.cuts_left = cuts
+        self.heads_left = min(kills, HEADS) if setting.apart else 0
         self._choices = random.Random(seed)
         self._slow: Pair | None = None  # nothing arrives there while there is something else
 
@@ -120,7 +130,13 @@ class Simulation(World):
         self.fire()
         return True
 
+    def _on_start(self, name: str, _: str) -> bool:
+        assert name == HEAD_NAME, "nodes start workers, and machines that are lost do not come back"
+        return self.start_head()
+
     def _on_kill(self, name: str, _: str) -> bool:
+        if name == HEAD_NAME:
+            return self.kill_head()
         process = self.processes.get(self.id_of(name))
         if process is None:
             return False
@@ -149,6 +165,13 @@ class Simulation(World):
         self.network.cuts[(self.id_of(source), self.id_of(target))] = None
         return True
 
+    def _on_disk(self, name: str, state: str) -> bool:
+        node = self.nodes.get(self.id_of(name))
+        if node is None or not self.memory:
+            return False
+        node.store.disk.state = state  # type: ignore[attr-defined]
+        return True
+
     def _on_heal(self, _a: str, _b: str) -> bool:
         self.network.cuts.clear()
         return True
@@ -161,11 +184,19 @@ class Simulation(World):
         rng = self._choices
         if (self.kills_left or self.cuts_left) and rng.random() < 0.03 and self._misfortune():
             return True
-        if rng.random() < 0.02:
-            self.happen("wait", str(A_MOMENT_S))
+        if not self.gcs.alive and rng.random() < 0.05:
+            return self.happen("start", HEAD_NAME)
+        silence = bool(self.network.cuts or self.frozen or self.memory)  # it takes a while to be noticed; so do disks
+        if rng.random() < (0.08 if silence or self.gcs.life > 1 or not self.gcs.alive else 0.02):
+            self.happen("wait", str(rng.choice((A_MOMENT_S, A_WHILE_S)) if silence else A_MOMENT_S))
+        if user_code and self.memory and rng.random() < 0.03:
+            self.happen("disk", self.head.name, rng.choice((FINE, FULL, BAD, BAD)))
         if self.network.cuts and rng.random() < 0.01:
             self.happen("heal")
         busy = self.network.busy()
+        if self.heads_left and self.gcs.alive and rng.random() < 0.08 and any(pair[1] == GCS_ID for pair in busy):
+            self.heads_left -= 1  # while something is on its way to it: that is when it hurts
+            return self.happen("kill", HEAD_NAME)
         if busy and rng.random() < 0.6:
             source, target = self._next_pair(busy)
             return self.happen("deliver", self.name_of(source), self.name_of(target))
@@ -209,18 +240,25 @@ class Simulation(World):
         if not self.kills_left:
             return False
         self.kills_left -= 1
+        if others and self.gcs.alive and rng.random() < 0.03:
+            return self.happen("kill", HEAD_NAME)
         if others and rng.random() < 0.3:
             return self.happen(rng.choice(("lose", "freeze")), rng.choice(others).name)
         if rng.random() < 0.05:
             return self.happen("jump", str(rng.choice((1.0, 7.0, 40.0))))
-        workers = self.workers()
-        actors = [worker for worker in workers if worker.actor is not None]
-        busy = [worker for worker in workers if worker.call is not None]
-        chosen = actors if actors and rng.random() < 0.4 else busy if busy and rng.random() < 0.7 else workers
-        victims = [str(worker) for worker in chosen]
+        victims = [str(worker) for worker in self._who_may_die()]
         if len(self.programs) > 1 and rng.random() < 0.2:
             victims = [str(self.programs[-1].process)]
         return bool(victims) and self.happen("kill", rng.choice(victims))
+
+    def _who_may_die(self) -> list[Worker]:
+        """Often an actor, or who is busy: that hurts more."""
+        rng, workers = self._choices, self.workers()
+        actors = [worker for worker in workers if worker.actor is not None]
+        if actors and rng.random() < (0.8 if self.setting.actors else 0.4):
+            return actors
+        busy = [worker for worker in workers if worker.call is not None]
+        return busy if busy and rng.random() < 0.7 else workers
 
     def _cut(self, one: str, other: str) -> bool:
         if one == other:
@@ -233,10 +271,13 @@ class Simulation(World):
     # -- rest ----------------------------------------------------------------------------------------
 
     def come_to_rest(self) -> None:
-        """Links heal, everybody lets go, and nothing may be left."""
+        """Links heal, there is a head, everybody lets go, and nothing may be left."""
         self._choices = random.Random(self.setting.rest)
-        self.kills_left = self.cuts_left = 0
+        self._slow = None
+        self.kills_left = self.cuts_left = self.heads_left = 0
         self.network.cuts.clear()
+        self.start_head()
+        self._on_disk(self.head.name, FINE)
         self.settle()
         while self.let_go():
             self.settle()
@@ -248,7 +289,7 @@ class Simulation(World):
         for _ in range(REST_STEPS):
             if not self.step(user_code=False):
                 self.judge.quiet()
-                beats = any(self.gcs.is_member(one) for one in self.frozen)  # silence is to be noticed
+                beats = any(self.gcs.is_member(one) for one in self.machines if one not in self.nodes)
                 if not self.advance(FOREVER_S, beats=beats) and not self._end_a_wait():
                     return
                 if self.clock.now > until and self._somebody_waits_for_room():
@@ -274,7 +315,7 @@ class Simulation(World):
                     frame.process.perform()
                     return True
         for frame in frames:
-            if frame.waiting is not None and not frame.process.is_driver:
+            if frame.waiting is not None and not frame.process.is_driver and not frame.for_memory:
                 self._check_stuck(frame)
                 frame.waiting = None
                 return True
@@ -333,6 +374,9 @@ class Simulation(World):
         leases = [lease for node in self.nodes.values() for lease in node.table.leases.values()]
         holders = [lease.demand.actor for lease in leases if lease.demand.actor is not None]
         for actor in holders:
+            facts = self.ledger.actor(actor.actor_id)
+            assert facts is not None
+            facts.kills.append(True)
             self.programs[0].process.ask_gcs("kill_actor", actor.actor_id, True)
         return bool(holders)
 
@@ -341,7 +385,11 @@ def setting_of(seed: int, nodes: int | None = None) -> Setting:
     """The world of that seed: half of them have several machines."""
     if nodes is None:
         nodes = 1 if seed % 2 else 2 + seed // 2 % 3
-    return Setting(nodes, 1 + seed % 3, 1 + (seed % 5 == 0), int(seed % 7 == 0), seed)
+    apart = seed // 6 % 2 if nodes > 1 else 0
+    return Setting(
+        nodes, 1 + seed % 3, 1 + (seed % 5 == 0), int(seed % 7 == 0), seed,
+        apart=apart, actors=int(seed // 4 % 3 == 1), memory=MEMORY if nodes == 1 and seed // 2 % 2 else 0,
+    )  # fmt: skip
 
 
 @contextmanager

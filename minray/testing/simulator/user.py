@@ -7,9 +7,10 @@ dice say that the timeout is over, or when the simulation ends a wait that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
+from minray.store.holds import Hold
 from minray.testing.simulator.groups import GroupActions, Steps
 from minray.testing.simulator.ledger import ActorFacts, Handle, Location, SimulationError, make_id
 from minray.testing.simulator.process import CPU, Process
@@ -33,10 +34,12 @@ class Frame(GroupActions):
         self.handles: list[Handle] = []
         self.streams: list[Stream] = []
         self.weak: list[bytes] = []  # hidden ids of actors found by name
+        self.views: list[Hold] = []  # of stored objects
         self.open = True
         self.cancelled = False
         self.consumed = 0  # of the stream that it produces
         self.waiting: Callable[[], bool] | None = None
+        self.for_memory = False  # it waits for that, or for the disk: which comes, or is refused
 
     # -- references ----------------------------------------------------------------------------------
 
@@ -69,6 +72,8 @@ class Frame(GroupActions):
             self.core.release_stream(stream.seq)
         self.streams.clear()
         self.weak.clear()
+        while self.views:
+            self.views.pop().release()
         while self.handles:
             if self.rng.random() < keeps:
                 self.process.kept.append(self.handles.pop())
@@ -92,6 +97,14 @@ class Frame(GroupActions):
             yield
         self.waiting = None
 
+    def until_memory(self, done: Callable[[], bool]) -> Steps:
+        """The same; nobody else may have the CPU meanwhile, and the wait ends by itself."""
+        self.for_memory = True
+        try:
+            yield from self.until(done)
+        finally:
+            self.for_memory = False
+
     def blocked(self) -> bool:
         """Whether it waits for something that is not there."""
         return self.waiting is not None and not self.waiting()
@@ -100,14 +113,15 @@ class Frame(GroupActions):
 
     def act(self) -> Steps:
         """One random thing."""
+        actors = self.sim.full_of_actors
         actions = [self.put, self.get, self.forget, self.consume, self.look_up, self.cancel]
-        weights = [20, 25, 20, 15, 3, 8]
+        weights = [5, 15, 8, 5, 3, 4] if actors else [20, 25, 20, 15, 3, 8]
         if self.sim.budget > 0:
             actions.append(self.call)
-            weights.append(25)
+            weights.append(60 if actors else 25)
             if self.process.depth < MAX_DEPTH:
                 actions += [self.submit, self.pass_on, self.create, self.kill, self.group, self.remove_group]
-                weights += [30, 10, 8, 4, 3, 2]
+                weights += [5, 3, 10, 6, 2, 1] if actors else [30, 10, 8, 4, 3, 2]
         (action,) = self.rng.choices(actions, weights)
         return action()
 
@@ -115,18 +129,29 @@ class Frame(GroupActions):
         """An object with some references inside."""
         core, rng = self.core, self.rng
         object_id = core.object_id(core.next_seq(), 0)
+        location = None
+        if rng.random() < 0.5:
+            location = yield from self.store(object_id)
+            if location is None:  # there is no room: it raises
+                return
         inner = self.sim.ledger.allowed(object_id, self.pick(2))
         record = core.refs.own(object_id)
         refs = [(i, o, False) for i, o in inner]
-        if rng.random() < 0.5:
+        if location is None:
             record.status, record.value = INLINE, (b"", [], refs)
         else:
-            location = self.sim.ledger.location(self.process.node.node_id)
             record.status, record.value = STORED, (location, 1, refs)
             self.sim.ledger.heard_of(object_id, location)
         core.refs.set_contains(record, tuple(i for i, _ in inner))
         self.handles.append((object_id, self.process.address))
         yield
+
+    def store(self, object_id: bytes) -> Generator[None, None, Location | None]:
+        """A large value is written, for this process alone as yet. None: there is no room for it."""
+        store = self.process.store
+        if store is None:
+            return self.sim.ledger.location(self.process.node.node_id)
+        return (yield from store.write(self, object_id))
 
     def get(self) -> Steps:
         """The value of some object, and with it the references inside."""
@@ -138,7 +163,7 @@ class Frame(GroupActions):
             self.handles.append(handle)
             yield from self.wait(lambda: self._ready(handle))
             if self._ready(handle):
-                self._open(handle)
+                yield from self._open(handle)
         yield
 
     def _ready(self, handle: Handle) -> bool:
@@ -161,16 +186,24 @@ class Frame(GroupActions):
         """Whether what lay there is gone, and this process can know it."""
         return location[0] not in self.sim.nodes and not self.sim.believed(self.process.worker_id, location[0])
 
-    def _open(self, handle: Handle) -> None:
-        record = self.core.objects[handle[0]]
-        if record.status != ERROR and type(record.value) is not bytes:
-            self.take(record.value[2])
-        elif record.status == ERROR:
-            self.sim.judge.get_ends(self.process, handle[0], record.value)
+    def _open(self, handle: Handle) -> Steps:
+        record, store = self.core.objects[handle[0]], self.process.store
+        value = record.value
+        if record.status == ERROR:
+            self.sim.judge.get_ends(self.process, handle[0], value)
+            return
+        if record.status == STORED and store is not None:
+            there = yield from store.read(self, handle[0], value[0])
+            if not there:
+                return
+        if type(value) is not bytes:
+            self.take(value[2])
 
     def forget(self) -> Steps:
-        """Drop a reference, or a generator."""
-        if self.streams and self.rng.random() < 0.2:
+        """Drop a reference, a generator, or an array."""
+        if self.views and self.rng.random() < 0.3:
+            self.views.pop(self.rng.randrange(len(self.views))).release()
+        elif self.streams and self.rng.random() < 0.2:
             stream = self.streams.pop(self.rng.randrange(len(self.streams)))
             self.core.release_stream(stream.seq)
         elif self.handles:
@@ -306,7 +339,7 @@ class Frame(GroupActions):
         core.refs.set_contains(record, tuple(i for i, _ in inner))
         actor_id = make_id(handle_id.hex(), 12) + process.job_id
         options = {
-            "max_restarts": rng.choice((0, 1, 2, -1)),
+            "max_restarts": rng.choice((1, 2, 3, -1) if self.sim.full_of_actors else (0, 1, 2, -1)),
             "max_task_retries": rng.choice((0, 1, 2, -1)),
             "concurrency": rng.choice((1, 1, 3)),
             "fails": rng.random() < 0.05,
@@ -327,7 +360,7 @@ class Frame(GroupActions):
             "lifetime_resources": rng.choice(({}, {"CPU": CPU})),
         }
         self._place(spec)
-        self.sim.ledger.actors[handle_id] = ActorFacts(actor_id, handle_id, options)
+        self.sim.ledger.new_actor(ActorFacts(actor_id, handle_id, options, process.address))
         process.new_client(actor_id, options)
         answers: list[Reply] = []
 
@@ -344,6 +377,7 @@ class Frame(GroupActions):
         core = self.core
         if not reply.ok:  # its name is taken
             self.sim.ledger.seen["name taken"] += 1
+            core.calls.actors.pop(actor_id, None)
             core.refs.drop(handle_id)
             return
         self.sim.ledger.actors[handle_id].created = True
@@ -403,7 +437,9 @@ class Frame(GroupActions):
         """kill(): with or without a restart."""
         chosen = self._some_actor()
         if chosen is not None:
-            self.process.ask_gcs("kill_actor", chosen[0].actor_id, self.rng.random() < 0.5)
+            facts, for_good = chosen[0], self.rng.random() < (0.2 if self.sim.full_of_actors else 0.5)
+            facts.kills.append(for_good)
+            self.process.ask_gcs("kill_actor", facts.actor_id, for_good)
         yield
 
 

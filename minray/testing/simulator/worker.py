@@ -30,7 +30,7 @@ from minray.wire.messages import (
     StreamAck,
     unpack,
 )
-from minray.worker.references import ERROR, INLINE
+from minray.worker.references import ERROR, INLINE, PENDING
 from minray.worker.task_queue import TaskQueue
 from minray.worker.tasks import END, ITEM, MULTI, RETRY, STORED, STREAMING
 
@@ -104,6 +104,10 @@ class Call(Frame):
             self.scope += [r[0] for r in self.payload[2]]
             self.take(self.payload[2])
         for _, status, value, object_id, owner in self.extra.get("top", ()):
+            if status == PENDING:  # it was lost while another argument was awaited: see docs/simulator.md
+                self.sim.ledger.seen["argument sent without its value"] += 1
+                error = ("task", b"")
+                continue
             if status == STORED:  # a view of it
                 self.scope.append(object_id)
                 error = (yield from self._open_stored(object_id, value, owner)) or error
@@ -116,6 +120,10 @@ class Call(Frame):
     def _open_stored(self, object_id: bytes, value: Any, owner: Address) -> Generator[None, None, Any]:
         """Bring it here; if it is lost, have it made again."""
         refs = self.core.refs
+        if owner[1] == self.worker.worker_id and object_id not in self.core.objects:
+            if object_id not in self.sim.ledger.tainted:
+                raise SimulationError(f"{object_id.hex()} comes home to {self.worker} after its end")
+            return ("task", b"")  # whoever has sent it is dead
         record = refs.hold(object_id, owner)
         try:
             location = value[0]
@@ -129,7 +137,14 @@ class Call(Frame):
                     yield
             if record.status == ERROR:
                 return record.value
+            if record.status == PENDING:  # the wait was ended
+                return ("task", b"")
             final = value if location == value[0] else record.value
+            store = self.process.store
+            if store is not None:
+                there = yield from store.read(self, object_id, location)
+                if not there:
+                    return ("task", b"")
             if type(final) is not bytes:
                 self.scope += [r[0] for r in final[2]]
                 self.take(final[2])
@@ -143,34 +158,54 @@ class Call(Frame):
         """What it returns, raises or yields."""
         n = self.meta["n"]
         object_id = self._object_id
-        if n == STREAMING:
-            yield from self._stream()
+        if n == STREAMING and not (yield from self._stream()):
+            return self._raised()
         if self.cancelled:  # decided before references are given away with a value
             return ERROR, ("cancelled", "m")
         if self.rng.random() < 0.15:
-            return (RETRY if self.meta["retry"] else ERROR), ("task", b"")
+            return self._raised()
         if n == STREAMING:
             return END, 0
         if n == 1:
-            return self._outgoing(object_id(1))
-        return MULTI, [self._outgoing(object_id(1 + i)) for i in range(n)]
+            return (yield from self._outgoing(object_id(1))) or self._raised()
+        values = []
+        for i in range(n):
+            one = yield from self._outgoing(object_id(1 + i))
+            if one is None:
+                return self._raised()
+            values.append(one)
+        return MULTI, values
+
+    def _raised(self) -> tuple[int, Any]:
+        return (RETRY if self.meta["retry"] else ERROR), ("task", b"")
 
     def _object_id(self, index: int) -> bytes:
         prefix, job_id = self.owner[1][:12], self.worker.job_id
         return bytes(prefix + self.seq.to_bytes(8, "big") + job_id + index.to_bytes(4, "little"))
 
-    def _outgoing(self, object_id: bytes) -> tuple[int, Any]:
-        """A value on its way to the owner, with the grants for the references inside it."""
+    def _outgoing(self, object_id: bytes) -> Generator[None, None, tuple[int, Any] | None]:
+        """A value on its way to the owner, with the grants for the references inside it. None: there is no room."""
+        location = None
+        if self.rng.random() < 0.4:
+            location = yield from self.store(object_id)
+            if location is None:
+                return None
+        if location is not None and self.process.store is not None:
+            self.process.store.client.report([(object_id, location)], self.owner[1])
         handles = self.sim.ledger.allowed(object_id, self.pick(2))
         refs = [(i, o, i not in self.scope and self.core.refs.give(i, self.owner)) for i, o in handles]
-        if self.rng.random() < 0.4:
-            return STORED, (self.sim.ledger.location(self.worker.node.node_id), 1, refs)
+        if location is not None:
+            return STORED, (location, 1, refs)
         return INLINE, (b"", [], refs) if refs else b""
 
-    def _stream(self) -> Steps:
+    def _stream(self) -> Generator[None, None, bool]:
+        """Its items. False: there was no room for one."""
         limit = self.meta["backpressure"]
         for index in range(self.rng.randint(0, 4)):
-            item = (index, *self._outgoing(self._object_id(2 + index)))
+            value = yield from self._outgoing(self._object_id(2 + index))
+            if value is None:
+                return False
+            item = (index, *value)
             self.worker.outbox_add(self.owner, (self.seq, self.attempt, ITEM, item, -1, None))
             self.worker.flush()
             yield
@@ -181,6 +216,7 @@ class Call(Frame):
                 self.waiting, self.producing = None, False
             if self.rng.random() < 0.3:
                 yield from self.act()
+        return True
 
     def _consumer_is_near(self, produced: int, limit: int) -> Any:
         return lambda: produced - self.consumed < limit or self.cancelled
@@ -253,6 +289,11 @@ class Worker(Process):
         if self.call is None:
             return self._start_next()
         if self.call.blocked() and not self.call.cancelled:
+            if self.call.for_memory:
+                if not self._outbox:
+                    return False
+                self.flush()  # what the results let go of may be the room
+                return True
             if not self.queue.blocked and self.sim.rng.random() < 0.5:
                 self.flush()
                 self.queue.block()

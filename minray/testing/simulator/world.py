@@ -5,8 +5,9 @@
     each pair of processes: one connection, in order (``network``)
 
 What may happen to a process: it is killed, and with it goes what it had not sent. To a machine: it is *lost*, and
-its connections end; or it *freezes* for good, and nobody hears anything, until the GCS counts it as dead. To a link
-between machines: it is cut, in one direction or both, and healed.
+its connections end; or it *freezes* for good, and nobody hears anything, until the GCS counts it as dead. To the head:
+it is killed, and with it all of its machine; later it is started again on the same tables, beside a new node. To a
+link between machines: it is cut, in one direction or both, and healed.
 
 Decisions are made elsewhere (``run``); what must hold is judged elsewhere (``judge``).
 """
@@ -20,9 +21,9 @@ from minray.testing.simulator.clock import Clock
 from minray.testing.simulator.gcs import Gcs
 from minray.testing.simulator.judge import Judge
 from minray.testing.simulator.ledger import Ledger, SimulationError, make_id
-from minray.testing.simulator.network import Network
+from minray.testing.simulator.network import EOF, GCS_ID, Network
 from minray.testing.simulator.node import Node
-from minray.testing.simulator.process import CPU, EOF, GCS_ID, Process
+from minray.testing.simulator.process import CPU, Process
 from minray.testing.simulator.user import Program
 from minray.testing.simulator.worker import Worker
 from minray.wire.messages import Address, Hello, Request
@@ -33,9 +34,24 @@ SMALL_LINEAGE = 6000  # bytes: some tasks are given up
 
 
 class World:
-    """``nodes`` machines with ``cpus`` each (the head has at least one), ``drivers`` on the first of them."""
+    """``nodes`` machines with ``cpus`` each (the head has at least one), ``drivers`` on the first of them; ``apart``:
+    none of these is the head's. ``full_of_actors``: user code mostly makes, calls and kills them. ``memory``: bytes of
+    the machine's store; 0: as much as anybody wants."""
 
-    def __init__(self, *, nodes: int, cpus: int, drivers: int, little_lineage: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        nodes: int,
+        cpus: int,
+        drivers: int,
+        little_lineage: bool = False,
+        apart: bool = False,
+        full_of_actors: bool = False,
+        memory: int = 0,
+    ) -> None:
+        assert not memory or nodes == 1, "objects on their way from store to store are tested elsewhere"
+        self.memory = memory
+        self.full_of_actors = full_of_actors
         self.judge = Judge(self)
         self.rng = random.Random(0)  # sown anew for each event
         self.clock = Clock()
@@ -54,21 +70,30 @@ class World:
         self._names: dict[str, bytes] = {}
         self._name_of: dict[bytes, str] = {}
         self._drivers: dict[bytes, Address] = {}  # job → its driver
-        self._name("gcs", GCS_ID, make_id("n1"))
-        for number in range(nodes):
-            self._make_machine(f"n{number + 1}", cpus if number == 0 else (cpus + number) % 3, clustered=nodes > 1)
-        self.gcs = Gcs(self, self.nodes[make_id("n1")])
+        self._head_cpus = cpus
+        self.gcs = Gcs(self)
+        self.head = self._make_machine(cpus, clustered=nodes > 1, is_head=True)
+        for number in range(1, nodes):
+            self._make_machine((cpus + number) % 3, clustered=True, is_head=False)
+        self._start_gcs()
         for node in self.nodes.values():
             node.join()
         self._boot()
+        homes = list(self.nodes.values())[int(apart and nodes > 1) :]
         for number in range(drivers):
-            self._make_driver(number + 1, list(self.nodes.values())[number % nodes])
+            self._make_driver(number + 1, homes[number % len(homes)])
 
-    def _make_machine(self, name: str, cpus: int, *, clustered: bool) -> None:
-        labels = {"zone": "ab"[int(name[1:]) % 2]}
-        node = Node(self, name, {"CPU": cpus * CPU} if cpus else {}, labels, clustered=clustered)
+    def _make_machine(self, cpus: int, *, clustered: bool, is_head: bool) -> Node:
+        number = len(self.machines) + 1
+        name, labels = f"n{number}", {"zone": "ab"[number % 2]}
+        node = Node(self, name, {"CPU": cpus * CPU} if cpus else {}, labels, clustered=clustered, is_head=is_head)
         self._name(name, node.node_id, node.node_id)
         self.nodes[node.node_id] = self.machines[node.node_id] = node
+        return node
+
+    def _start_gcs(self) -> None:
+        self._name("gcs", GCS_ID, self.head.node_id)
+        self.gcs.start(self.head)
 
     def _boot(self) -> None:
         """All machines have joined before the story begins."""
@@ -146,7 +171,7 @@ class World:
 
     def reaches(self, source: bytes, target: bytes) -> bool:
         """Whether there is somebody at the other end."""
-        return target in self.processes or target in self.nodes or target == GCS_ID
+        return target in self.processes or target in self.nodes or (target == GCS_ID and self.gcs.alive)
 
     def believed(self, source: bytes, target: bytes) -> bool:
         """Whether ``source`` must take the dead ``target`` for alive: its machine froze, and that is not known yet."""
@@ -186,11 +211,25 @@ class World:
         worker = self.processes[worker_id] = Worker(self, node, worker_id, job_id, number)
         worker.register()
 
-    def kill(self, worker_id: bytes) -> None:
-        """SIGKILL."""
+    def kill(self, worker_id: bytes, *, ordered: bool = False) -> None:
+        """SIGKILL. ``ordered``: its node has said before that this is no accident."""
         process = self.processes.get(worker_id)
         if process is not None:
+            if not ordered:
+                self._note_accident(process)
             self._end(process, loses=True)
+
+    def _note_accident(self, process: Process) -> None:
+        """If it is an actor, or was to become one, that has a reason to be started again."""
+        if isinstance(process, Worker):
+            table = process.node.table
+            worker = table.pool.workers.get(process.number)
+            lease = table.leases.get(worker.lease_no) if worker is not None else None
+            actor = lease.demand.actor if lease is not None else None
+            if process.actor is not None:
+                self.ledger.broken(process.actor.actor_id, process.actor.incarnation)
+            elif actor is not None:
+                self.ledger.broken(actor.actor_id, actor.incarnation)
 
     def exit(self, worker: Worker) -> None:
         """An orderly end: everything that is to be said has been said."""
@@ -244,6 +283,28 @@ class World:
             for other in (*node.conns, GCS_ID):
                 if self.reaches(node_id, other):
                     self.network.send(node_id, other, EOF)
+
+    def kill_head(self) -> bool:
+        """The process of the GCS and of its machine's node: all that is there ends. False: there is no head."""
+        if not self.gcs.alive:
+            return False
+        self.ledger.seen["death of the head"] += 1
+        self.gcs.kill(self.rng)
+        self.network.die(GCS_ID, self.rng, loses=True)  # what has to be heard is asked, or said, again
+        self.lose_machine(self.head, silent=False)
+        for caller in self.gcs.callers:
+            if self.reaches(GCS_ID, caller):
+                self.network.send(GCS_ID, caller, EOF)
+        return True
+
+    def start_head(self) -> bool:
+        """Another process takes the tables, beside a new node of the same machine. False: there is a head."""
+        if self.gcs.alive:
+            return False
+        self.head = self._make_machine(self._head_cpus, clustered=True, is_head=True)
+        self._start_gcs()
+        self.head.join()
+        return True
 
     # -- messages and time -----------------------------------------------------------------------------
 
