@@ -14,7 +14,7 @@ from .planting import Replacement, bug
 # -- an actor is restarted: at the GCS -----------------------------------------------------------------
 
 
-@bug(ActorTable, "_restart", "for no reason|come to rest|unfinished|objects are left|reasons to restart|time stands still")
+@bug(ActorTable, "_restart", "for no reason|come to rest|unfinished|objects are left|reasons to restart")
 def a_new_incarnation_keeps_its_number(original: Replacement) -> Replacement:
     def restart(table: ActorTable, actor: Any, cause: Any) -> Any:
         effects = original(table, actor, cause)
