@@ -415,6 +415,13 @@ class WorkerRuntime(CoreWorker):
         """Without its node a worker has nobody to serve."""
         os._exit(1)
 
+    def over(self) -> BaseException:
+        """Also where user code notices it first: an error would be taken for the result of what runs here, and what
+        is lost with its node has to be tried again."""
+        if self.node.closed and not self.closed:
+            os._exit(1)
+        return super().over()
+
     def exit_actor_process(self, why: str) -> None:
         """A graceful end: the shutdown hook, atexit, and out."""
         from minray.wire.messages import ActorEnded
