@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
@@ -55,8 +56,12 @@ def run_all(seeds: Iterable[int], *, kills: int = KILLS, steps: int = STEPS) -> 
 def results() -> Iterator[dict[range, Future[None]]]:
     """All blocks, on all processors: one process each, ``spawn`` so that nothing of this one leaks into them."""
     context = multiprocessing.get_context("spawn")
+    tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]  # its process outlives the pool
+    was_there = tracker._fd is not None
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         yield {seeds: pool.submit(play_block, seeds) for seeds in blocks()}
+    if not was_there:
+        tracker._stop()
 
 
 def play_block(seeds: range) -> None:
