@@ -186,9 +186,10 @@ class _Death(RayError):
     """Base of the errors that carry a death certificate."""
 
     cause_info: dict[str, Any]
+    _what = ""  # the text, where none is given
 
-    def __init__(self, message: str, cause_info: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str = "", cause_info: dict[str, Any] | None = None) -> None:
+        super().__init__(message or self._what)
         self.cause_info = dict(cause_info or {})
 
     def __str__(self) -> str:
@@ -204,12 +205,7 @@ class WorkerCrashedError(_Death):
         cause_info: the certificate: text, exit_code, signal, oom, peak_rss, log_tail, stack … as known.
     """
 
-    def __init__(
-        self,
-        message: str = "The worker died unexpectedly while executing this task.",
-        cause_info: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message, cause_info)
+    _what = "The worker died unexpectedly while executing this task."
 
 
 def _the_actor(actor_id_hex: str | None) -> str:
@@ -310,10 +306,7 @@ class OutOfMemoryError(_Death):
         cause_info: the certificate of the process, as far as known.
     """
 
-    def __init__(
-        self, message: str = "The machine ran out of memory.", cause_info: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(message, cause_info)
+    _what = "The machine ran out of memory."
 
 
 class NodeDiedError(_Death):
@@ -323,10 +316,7 @@ class NodeDiedError(_Death):
         cause_info: text says which node, and how that was noticed.
     """
 
-    def __init__(
-        self, message: str = "The node that was to serve this is dead.", cause_info: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(message, cause_info)
+    _what = "The node that was to serve this is dead."
 
 
 class RpcError(RayError):

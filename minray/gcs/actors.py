@@ -76,7 +76,7 @@ class ActorTable:
         self._actors: dict[bytes, Actor] = {}
         self._names: dict[tuple[str, str], bytes] = {}
         self._dead: dict[bytes, None] = {}  # in the order of their deaths
-        self._unplaced: dict[bytes, None] = {}  # wait for a first node to join
+        self._unplaced: dict[bytes, None] = {}  # wait for a first node to join, for their group, or in a pause
         self._per_node: dict[bytes, int] = {}  # living actors, for placement
         self._of_node, self._of_owner, self._of_job = _Index(), _Index(), _Index()
         self._of_subscriber = _Index()

@@ -217,14 +217,8 @@ def test_a_disk_that_fails_in_the_middle(
     assert world.paths() == []
 
 
-def test_what_is_freed_while_its_file_is_written_leaves_a_hole(
-    make: Callable[..., OnDisk], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its segment may be gone when its turn comes. That is no failure of the disk."""
-    world = make()
-    client, other = world.client("a"), world.client("b")
-    made = [world.put(client, n) for n in range(4)]
-    client.report(made)
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> queue.Queue[None]:
+    """Each write waits for an item."""
     go = queue.Queue[None]()
     real = os.write
 
@@ -233,6 +227,18 @@ def test_what_is_freed_while_its_file_is_written_leaves_a_hole(
         return real(fd, data)
 
     monkeypatch.setattr(disk_module, "write", slow)
+    return go
+
+
+def test_what_is_freed_while_its_file_is_written_leaves_a_hole(
+    make: Callable[..., OnDisk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its segment may be gone when its turn comes. That is no failure of the disk."""
+    world = make()
+    client, other = world.client("a"), world.client("b")
+    made = [world.put(client, n) for n in range(4)]
+    client.report(made)
+    go = slow_disk(monkeypatch)
     failed: list[str] = []
     monkeypatch.setattr(world.table, "spill_failed", lambda number, reason, now: failed.append(reason))
     rooms: list[Any] = []
@@ -325,14 +331,7 @@ def test_nothing_waits_for_a_slow_disk_but_who_needs_it(
     client, other = world.client("a"), world.client("b")
     first = world.put(other, 100, 1000)
     other.report([first])
-    go = queue.Queue[None]()
-    real = os.write
-
-    def slow(fd: int, data: Any) -> int:
-        go.get(timeout=LIMIT_S)
-        return real(fd, data)
-
-    monkeypatch.setattr(disk_module, "write", slow)
+    go = slow_disk(monkeypatch)
     made = [world.put(client, n) for n in range(2)]
     answers: list[Any] = []
     client.reserve(3 * MIB, lambda room, error: answers.append(room))

@@ -147,17 +147,16 @@ class Simulation(World):
         return True
 
     def _on_lose(self, name: str, _: str) -> bool:
-        node = self.nodes.get(self.id_of(name))
-        if node is None or node.is_head:
-            return False
-        self.lose_machine(node, silent=False)
-        return True
+        return self._lose(name, silent=False)
 
     def _on_freeze(self, name: str, _: str) -> bool:
+        return self._lose(name, silent=True)
+
+    def _lose(self, name: str, *, silent: bool) -> bool:
         node = self.nodes.get(self.id_of(name))
         if node is None or node.is_head:
             return False
-        self.lose_machine(node, silent=True)
+        self.lose_machine(node, silent=silent)
         return True
 
     def _on_cut(self, source: str, target: str) -> bool:
