@@ -30,6 +30,7 @@ class ActorRole:
         self.facts = self.sim.ledger.actors[order.spec["handle_id"]]
         self.options = order.spec["options"]
         self._check_alone()
+        self.sim.ledger.roles[worker.worker_id] = (self.facts, self.incarnation)
         self.sim.ledger.seen["actor" if self.incarnation == 0 else "actor's restart"] += 1
         self.queue: deque[tuple[Address, tuple[Any, ...]]] = deque()
         self.calls: list[Call] = []
@@ -44,14 +45,14 @@ class ActorRole:
         worker.page = (-1, -1, order.incarnation)
 
     def _check_alone(self) -> None:
-        """No incarnation too many, and no two side by side."""
+        """No incarnation too many, and no two side by side (but on a machine that counts as dead)."""
         limit = self.options["max_restarts"]
         if 0 <= limit < self.incarnation:
             raise SimulationError(f"incarnation {self.incarnation} of an actor with max_restarts={limit}")
         reasons = self.facts.restarts()
         if self.incarnation > reasons:
             raise SimulationError(f"incarnation {self.incarnation} of an actor that had {reasons} reasons to restart")
-        for other in self.sim.workers():
+        for other in self.sim.workers() if self.sim.is_member(self.worker.worker_id) else ():
             role = other.actor if self.sim.is_member(other.worker_id) else None
             if role is not None and role is not self and role.actor_id == self.actor_id:
                 raise SimulationError(f"incarnations {role.incarnation} and {self.incarnation} side by side")

@@ -271,6 +271,10 @@ class Gcs:
             if actor.created and self.state_of(actor.actor_id) is None:
                 raise SimulationError(f"actor {actor.actor_id.hex()} was made, and is forgotten")
 
+    def open_groups(self) -> list[bytes]:
+        """The placement groups that are not removed."""
+        return [group.group_id for group in self.service._groups._groups.values() if group.state != "REMOVED"]
+
     def check_rest(self) -> None:
         """All actors and groups are over."""
         alive = {state: n for state, n in self.service._actors.counts().items() if n and state != "DEAD"}

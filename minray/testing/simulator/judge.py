@@ -65,12 +65,13 @@ class Judge:
                 raise SimulationError(f"{process} has given up attempt {attempt} of {seq}, and here is its answer")
 
     def _over_since(self, worker_id: bytes) -> float:
-        """Since when others may know that it is dead, or as good as."""
+        """Since when others may know that it is dead, or, an incarnation that is over, as good as."""
         world = self.world
-        process = world.processes.get(worker_id)
-        if isinstance(process, Worker) and process.actor is not None:
-            return process.actor.facts.over.get(process.actor.incarnation, world.clock.now)
-        return world.died_at.get(worker_id, world.clock.now)
+        died = world.died_at.get(worker_id, world.clock.now)
+        if worker_id not in world.ledger.roles:
+            return died
+        facts, incarnation = world.ledger.roles[worker_id]
+        return min(died, facts.over.get(incarnation, died))
 
     def get_ends(self, process: Process, object_id: bytes, error: tuple[Any, ...]) -> None:
         """A get ends in an error: only in one for which there is a reason."""

@@ -65,7 +65,8 @@ class GroupFacts:
         self.job_id = job_id
         self.bundles = bundles
         self.created = False  # the GCS knows it
-        self.removed = False  # somebody has asked for its end
+        self.removed = False  # somebody has asked for its end (and may have died before that was said)
+        self.let_go = False  # its driver has, at rest
 
 
 class Ledger:
@@ -79,6 +80,7 @@ class Ledger:
         self.limits: dict[tuple[bytes, int], int] = {}  # how often it may start; -1: without end
         self.actors: dict[bytes, ActorFacts] = {}  # by hidden object
         self._by_id: dict[bytes, ActorFacts] = {}  # the same by actor_id
+        self.roles: dict[bytes, tuple[ActorFacts, int]] = {}  # worker → the incarnation that it is, or was
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
         self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
         self.copies: dict[bytes, dict[Location, None]] = {}  # stored objects → copies that their owner knows of

@@ -300,7 +300,7 @@ class Simulation(World):
         """Groups and actors that find no room look again and again: let go of what they wait for."""
         if any(node.table.queue for node in self.nodes.values()):
             return True
-        return not all(facts.removed for facts in self.ledger.groups.values())
+        return bool(self.gcs.open_groups())
 
     def _end_a_wait(self) -> bool:
         """Pieces of user code may wait for each other in a ring, or for an item that a generator does not
@@ -345,10 +345,10 @@ class Simulation(World):
 
     def _remove_groups(self) -> bool:
         found = False
-        for facts in self.ledger.groups.values():
+        for facts in map(self.ledger.groups.__getitem__, self.gcs.open_groups()):
             driver = self.processes.get(self.driver_of(facts.job_id)[1])
-            if driver is not None and not facts.removed:
-                facts.removed = found = True
+            if driver is not None and not facts.let_go:
+                facts.removed = facts.let_go = found = True
                 driver.ask_gcs("remove_placement_group", facts.group_id)
         return found
 

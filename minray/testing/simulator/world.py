@@ -58,7 +58,8 @@ class World:
         self.network = Network()
         self.ledger = Ledger()
         self.budget = BUDGET
-        self.lineage_bytes = None if nodes == 1 else SMALL_LINEAGE if little_lineage else 1 << 20
+        self.clustered = nodes > 1 or drivers > 1  # what init() starts for itself has one driver
+        self.lineage_bytes = None if not self.clustered else SMALL_LINEAGE if little_lineage else 1 << 20
         self.processes: dict[bytes, Process] = {}
         self.connected: dict[bytes, dict[bytes, None]] = {}  # in the order of connecting, on any day
         self.died_at: dict[bytes, float] = {}
@@ -72,7 +73,7 @@ class World:
         self._drivers: dict[bytes, Address] = {}  # job → its driver
         self._head_cpus = cpus
         self.gcs = Gcs(self)
-        self.head = self._make_machine(cpus, clustered=nodes > 1, is_head=True)
+        self.head = self._make_machine(cpus, clustered=self.clustered, is_head=True)
         for number in range(1, nodes):
             self._make_machine((cpus + number) % 3, clustered=True, is_head=False)
         self._start_gcs()
@@ -107,7 +108,7 @@ class World:
         driver = Process(self, node, worker_id, job_id)
         self._drivers[job_id] = driver.address
         info: dict[str, Any] = {"driver_worker_id": worker_id, "node_id": node.node_id, "namespace": "space"}
-        if len(self.nodes) > 1:
+        if self.clustered:
             info["config"] = {"driver": driver.address}
         self.gcs.service.on_node(node.node_id, Request(-1, "add_job", (info,)))
         self.gcs.end_turn()
