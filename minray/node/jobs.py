@@ -7,7 +7,8 @@ comes from the GCS.
 
 Part of node.service, on the reactor's thread. Invariants: ``drivers`` are those of this node that live, and all
 of them are peers; what is known of a job that is over stays while something of it does: a worker, a demand (of a
-detached actor, or of who works for one), an owner on another node. Then the job is forgotten.
+detached actor, or of who works for one), an owner on another node, an order of a GCS that has not heard of the end.
+Then the job is forgotten.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Jobs:
         self._node = node
         self._sys_path = sys_path
         self._configs: dict[bytes, dict[str, Any]] = {}  # job_id → what its driver said
-        self._ended: set[bytes] = set()  # of these jobs: their drivers are gone
+        self._ended: set[bytes] = set()  # of these jobs: their drivers are gone, and the GCS knows it
         self.drivers: dict[bytes, bytes] = {}  # job_id → worker_id of its driver
 
     def config(self, job_id: bytes) -> dict[str, Any]:
@@ -129,13 +130,18 @@ class Jobs:
         cause = {"text": f"the driver is gone: {text}", "expected": True}
         node.do(node.deaths.died(peer.worker_id, cause))
         node.tell_gcs(Died(peer.worker_id, -1, -1, -1, cause))
+        node.ask_gcs("job_end", job_id, then=lambda _: self._may_forget(job_id))
         node.settle()
+
+    def _may_forget(self, job_id: bytes) -> None:
+        """The GCS knows that it is over: should an actor of it start here yet, the job is introduced anew."""
+        self._ended.add(job_id)
+        self.tidy(job_id)
 
     def _over(self, job_id: bytes, driver: bytes) -> None:
         """Its workers get the grace, and then no more."""
         node = self._node
         node.do(node.table.job_gone(job_id, node.now(), driver))
-        self._ended.add(job_id)
         node.reactor.call_later(node.config.shutdown_grace_s, lambda: self._kill_rest_of(job_id))
 
     def _kill_rest_of(self, job_id: bytes) -> None:
@@ -168,6 +174,7 @@ class Jobs:
         self._configs[job_id] = self._make(config, config.get("namespace") or "")
         if config.get("ended"):
             self._ended.add(job_id)
+            self._node.table.job_over(job_id)
         else:
             self._node.ask_gcs("job_end", job_id, then=lambda _: self._foreign_over(job_id))
 
@@ -175,6 +182,7 @@ class Jobs:
         if self._node.ending is None:
             driver = self.config(job_id)["driver"]
             self._over(job_id, driver[1] if driver is not None else b"")
+            self._may_forget(job_id)
 
     def foreign_env(self, job_id: bytes) -> dict[str, str]:
         """The environment that the job of another node's driver demands for all its workers."""

@@ -106,6 +106,7 @@ class LeaseTable:
         self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
         self._over: set[bytes] = set()  # jobs that have ended, and may have something left here
+        self._loose: dict[bytes, None] = {}  # of these: whose workers may have become superfluous
         self.grace_s = infeasible_grace_s
         self._last_no = first_no  # unique in the cluster: each node begins elsewhere
 
@@ -176,7 +177,7 @@ class LeaseTable:
         if retire:
             effects = self.pool.leave(lease.number, now, graceful=True, reason="max_calls is reached")
         else:
-            effects = self._release(lease, now)
+            self.pool.release(lease.number, now)
         return effects + self.schedule(now)
 
     def kill(self, owner: bytes, lease_no: int, now: float) -> list[Effect]:
@@ -201,7 +202,6 @@ class LeaseTable:
                     lease.kill_at = now + OWNER_GONE_GRACE_S
                     self._doomed[no] = lease
                     effects += self.revoke(lease)
-            effects += self._sweep(demand.worker_class.job_id, now)
         return effects + self.schedule(now)
 
     # -- what workers say --------------------------------------------------------------------------
@@ -214,7 +214,8 @@ class LeaseTable:
         if worker.state == LEAVING:
             return self.pool.leave(number, now, graceful=True, reason="it is not needed any more")
         self.addresses[worker.worker_id] = address
-        return self._sweep(worker.worker_class.job_id, now) + self.schedule(now)
+        self._loosen(worker.worker_class.job_id)
+        return self.schedule(now)
 
     def ended(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
         """A worker has stopped serving a revoked lease."""
@@ -222,7 +223,8 @@ class LeaseTable:
         if lease is None or lease.demand.actor is not None:
             return []  # its owner returned it meanwhile
         self.end(lease)
-        return self._release(lease, now) + self.schedule(now)
+        self.pool.release(lease.number, now)
+        return self.schedule(now)
 
     def blocked(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
         """User code there waits for the runtime: its CPUs (nothing else) may be lent."""
@@ -280,8 +282,7 @@ class LeaseTable:
         if self.pool.failed_starts.get(worker.worker_class):
             self.last_start_failure = str(cause.get("text", ""))
             effects += self._fail_class(worker.worker_class, now)
-        effects += self.owner_gone(worker.worker_id, now)
-        return worker, effects + self._sweep(worker.worker_class.job_id, now)
+        return worker, effects + self.owner_gone(worker.worker_id, now)
 
     # -- what the GCS and drivers say --------------------------------------------------------------
 
@@ -334,20 +335,28 @@ class LeaseTable:
         """It is over, and nothing of it is here."""
         self._homes.pop(job_id, None)
         self._over.discard(job_id)
+        self._loose.pop(job_id, None)
 
-    def _release(self, lease: Lease, now: float) -> list[Effect]:
-        """Its worker is idle; if that was the last one at work for a job that has ended, it goes."""
-        self.pool.release(lease.number, now)
-        return self._sweep(lease.demand.worker_class.job_id, now)
+    def job_over(self, job_id: bytes) -> None:
+        """It had ended before anything of it came here: what serves its detached actors goes with them."""
+        self._over.add(job_id)
 
-    def _sweep(self, job_id: bytes, now: float) -> list[Effect]:
+    def _loosen(self, job_id: bytes) -> None:
+        """If that job has ended, see soon whether anybody works or waits for it yet."""
+        if job_id in self._over:
+            self._loose[job_id] = None
+
+    def _sweep(self, now: float) -> list[Effect]:
         """A job that has ended, and for which nobody works or waits here any more, needs no idle workers."""
-        if job_id not in self._over or any(d.worker_class.job_id == job_id for d in self.demands.values()):
-            return []
         effects: list[Effect] = []
-        for worker in [w for w in self.pool.workers.values() if w.state == IDLE and w.worker_class.job_id == job_id]:
-            self.addresses.pop(worker.worker_id, None)
-            effects += self.pool.leave(worker.number, now, graceful=True, reason="its job has ended")
+        loose, self._loose = self._loose, {}
+        for job_id in loose:
+            if any(demand.worker_class.job_id == job_id for demand in self.demands.values()):
+                continue
+            idle = [w for w in self.pool.workers.values() if w.state == IDLE and w.worker_class.job_id == job_id]
+            for worker in idle:
+                self.addresses.pop(worker.worker_id, None)
+                effects += self.pool.leave(worker.number, now, graceful=True, reason="its job has ended")
         return effects
 
     def _owners_elsewhere(self, job_id: bytes) -> set[bytes]:
@@ -430,7 +439,7 @@ class LeaseTable:
 
     def schedule(self, now: float) -> list[Effect]:
         """Grant what can be granted, then start workers and revoke leases for those who still wait."""
-        effects: list[Effect] = []
+        effects = self._sweep(now) if self._loose else []
         pressure.let_go(self, now)
         if self.queue and (self.pool.has_idle() or self.bundles.waiting):
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
@@ -511,6 +520,7 @@ class LeaseTable:
         demand.fatal_at = None
         if demand.wanted == 0 and not demand.leases:
             self.demands.pop(place, None)
+            self._loosen(demand.worker_class.job_id)
 
     # -- time --------------------------------------------------------------------------------------
 

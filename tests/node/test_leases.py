@@ -431,3 +431,22 @@ def test_the_last_work_for_an_ended_job_takes_its_idle_workers_with_it() -> None
     world.do(world.table.ended(second.worker[1], second.lease_no, world.now))
     gone = {number for number, graceful, _ in world.exits if graceful}
     assert gone == {w.number for w in world.pool.workers.values() if w.worker_class.job_id == JOB}
+
+
+def test_an_actor_that_waits_for_nothing_any_more_leaves_no_worker_of_an_ended_job() -> None:
+    """Its restart was ordered by a GCS that had not heard of the end, or for a detached actor that was killed then."""
+    for arrives_before in (True, False):
+        world = World(cpus=1)
+        world.demand(1, job=OTHER_JOB, owner=b"e" * 28)  # has the CPU
+        world.register_all()
+        world.table.job_over(JOB)
+        order = actor_order(1, placement_resources=CPU1, lifetime="detached")
+        world.do(world.table.start_actor(order, world.now))
+        world.do(world.table.prestart(JOB, 1, world.now))
+        if arrives_before:
+            world.register_all()
+        stop = world.table.stop_actor(order.actor_id, 0, world.now, graceful=False, reason="it was killed by kill()")
+        world.do(stop)
+        world.register_all()
+        (worker,) = [w for w in world.pool.workers.values() if w.worker_class.job_id == JOB]
+        assert worker.state == LEAVING

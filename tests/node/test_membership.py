@@ -172,15 +172,24 @@ def test_a_job_that_is_over_and_of_which_nothing_is_left_is_forgotten(bench: Clu
     wait_for(lambda: bench.launcher.killed)
     assert JOB in jobs._configs  # it still ends
     bench.exits(1)
+    bench.do(lambda: bench.node.on_gcs(actor_order(2, lifetime="detached")))  # before the GCS has heard of the end
+    started = wait_for(lambda: bench.launcher.orders.get(2))
+    assert started["sys_path"] == ["/job"]
+    bench.worker(2).take(Registered)
+    bench.exits(2)
+    wait_for(lambda: 2 not in table.pool.workers)
+    assert JOB in jobs._configs  # there may be more such orders
+    (waits,) = [m for m in bench.to_gcs if isinstance(m, Request) and m.method == "job_end"]
+    bench.do(lambda: bench.node.on_gcs(Reply(waits.request_id, True, True)))
     wait_for(lambda: JOB not in jobs._configs)
     assert JOB not in table._homes and not jobs._ended
 
     bench.do(lambda: bench.node.on_gcs(Introduce(JOB, {"sys_path": ["/again"], "ended": True})))
     bench.do(lambda: bench.node.on_gcs(actor_order(1, lifetime="detached")))
-    started = wait_for(lambda: bench.launcher.orders.get(2))
+    started = wait_for(lambda: bench.launcher.orders.get(3))
     assert started["sys_path"] == ["/again"]
-    bench.worker(2).take(Registered)
-    bench.exits(2)
+    bench.worker(3).take(Registered)
+    bench.exits(3)
     wait_for(lambda: not jobs._configs)
 
 
