@@ -13,7 +13,8 @@ expected there. The rules:
 * the table has it, the node does not: if it was ever started, or the node knows how it ended, it has died, and the
   restart policy decides; else the order may never have arrived, and is given again (nodes obey it once);
 * the node has it, the table does not want it (an older incarnation, a dead actor, a stranger): it is stopped;
-* an owner that lived there and does not live any more: its actors end.
+* an owner of whom the node says nothing is asked for: mostly it has ended, and its actors end; but it may have
+  registered there, and created an actor here, after the node had begun to dial.
 
 Invariant: after ``reconcile`` each actor that the table has on this node runs there, is on its way there, or is not
 there any more; and each that the node has without the table's wish was told to stop.
@@ -27,7 +28,7 @@ from typing import Any
 
 from minray.gcs.actor_record import ALIVE
 from minray.gcs.actors import ActorTable
-from minray.gcs.effects import Effects
+from minray.gcs.effects import Effects, order
 from minray.wire.messages import ActorEnded, ActorStarted, Watch
 
 ActorKey = tuple[bytes, int]  # actor_id, incarnation
@@ -77,5 +78,5 @@ def reconcile(table: ActorTable, node_id: bytes, told: Inventory) -> Effects:
             effects += table.ended(node_id, ActorEnded(actor.actor_id, incarnation, cause or {"text": AWAY}))
     for owner_id in table.owners_on(node_id) if told.processes is not None else ():
         if owner_id not in (told.processes or ()):
-            effects += table.owner_died(owner_id, AWAY)
+            effects.append(order(node_id, Watch(owner_id, node_id)))
     return effects

@@ -234,7 +234,7 @@ class GcsService(GroupRequests):
         elif isinstance(message, ActorEnded):
             self._do(self._actors.ended(node_id, message))
         elif isinstance(message, Died):
-            self._process_died(message)
+            self._process_died(node_id, message)
         elif isinstance(message, NodeReport):
             self._on_report(node_id, message)
         elif isinstance(message, Watch):
@@ -294,10 +294,10 @@ class GcsService(GroupRequests):
         self._ending = True
         self._links.fence_all(f"the head of the cluster has ended: {reason}")
 
-    def _process_died(self, message: Died) -> None:
+    def _process_died(self, node_id: bytes, message: Died) -> None:
         self._do(self._deaths.died(message) + self._answers.caller_died(message.worker_id))
-        if message.cause.get("unknown"):  # an answer about somebody whom that node never knew
-            return
+        if message.cause.get("unknown") and message.worker_id not in self._actors.owners_on(node_id):
+            return  # an answer about somebody whom that node never knew
         job_id = self._jobs.of_driver(message.worker_id)
         if job_id is not None:
             self._finish_job(job_id)

@@ -8,7 +8,7 @@ import pytest
 
 from minray.gcs.actor_record import ALIVE, DEAD, PENDING, RESTARTING
 from minray.gcs.actors import ActorTable
-from minray.gcs.effects import Effects
+from minray.gcs.effects import Effects, order
 from minray.gcs.reunion import AWAY, Inventory, reconcile
 from minray.wire.messages import StartActor, StopActor, Watch
 from tests.gcs.support import ADDRESS, NODE, OWNER, actor_id, ended, orders, spec, started
@@ -129,11 +129,11 @@ def test_one_that_is_leaving_is_told_again() -> None:
     assert isinstance(stop, StopActor) and stop.graceful
 
 
-@pytest.mark.parametrize(("lifetime", "state"), [(None, DEAD), ("detached", ALIVE)])
-def test_the_end_of_an_owner(lifetime: str | None, state: str) -> None:
-    table = restored(start, lifetime=lifetime)
-    join(table, actors=[(ONE, 0, (ADDRESS, None))], processes=[])
-    assert table.state_of(ONE) == state
+def test_an_owner_of_whom_the_node_says_nothing_is_asked_for() -> None:
+    """It has ended; or it registered after its node had begun to dial, and was quicker with its actor."""
+    table = restored(start)
+    assert join(table, actors=[(ONE, 0, (ADDRESS, None))], processes=[]) == [order(NODE, Watch(OWNER, NODE))]
+    assert table.state_of(ONE) == ALIVE
 
 
 def test_a_node_that_joins_for_the_first_time_says_nothing_of_processes() -> None:

@@ -155,6 +155,16 @@ def test_a_workers_death_ends_the_actors_that_it_owns() -> None:
     assert update.state == "DEAD" and "signal 9" in update.cause["text"]
 
 
+def test_an_owner_whom_its_node_does_not_remember_is_dead() -> None:
+    head, peer = Head(), Peer()
+    head.ask(peer, "create_actor", spec(1, owner=(NODE, b"w" * 28, "unix:/w")))
+    head.ask(peer, "create_actor", spec(2, owner=(b"o" * 28, b"v" * 28, "unix:/v")))
+    for who in (b"v", b"w"):
+        head.node(Died(who * 28, -1, -1, -1, {"text": "not alive", "unknown": True}))
+    updates = [m for m in peer.got if isinstance(m, ActorUpdate)]
+    assert [(update.actor_id, update.state) for update in updates] == [(actor_id(1), "DEAD")]
+
+
 def test_a_closed_connection_loses_its_subscriptions_but_nothing_dies() -> None:
     head, peer, other = Head(), Peer(), Peer()
     head.ask(peer, "create_actor", spec(1))

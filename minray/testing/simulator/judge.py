@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minray.node.worker_pool import MAX_FAILED_STARTS
 from minray.store.holds import Gone
 from minray.testing.simulator.ledger import ActorFacts, SimulationError
 from minray.testing.simulator.network import GCS_ID
@@ -87,7 +88,7 @@ class Judge:
             "crashed": deaths,
             "actor_died": True,  # killed, out of scope, its constructor raised …
             "actor_unavailable": deaths,
-            "unschedulable": seen["hopeless task"] > 0 or bool(world.ledger.groups) or len(world.machines) > 1,
+            "unschedulable": seen["hopeless task"] > 0 or self._may_be_unschedulable(),
             "unmade": len(world.nodes) < len(world.machines),
             "owner_died": kind == "owner_died" and world.is_dead(error[2][1]),
             "freed": kind == "freed" and error[1] in world.ledger.tainted,
@@ -132,7 +133,7 @@ class Judge:
             "exited": facts.exits or bool(facts.kills) or facts.released or job_over or bool(world.ledger.groups),
             "owner_died": world.is_dead(owner) or not world.is_member(owner),
             "job_finished": job_over,
-            "unschedulable": len(world.machines) > 1 or bool(world.ledger.groups),
+            "unschedulable": self._may_be_unschedulable(),
             "worker_died": used_up,
             "node_died": used_up,
             "unknown": not facts.created,
@@ -143,6 +144,12 @@ class Judge:
                 f"an actor ends for no reason: {cause}; max_restarts={limit}, broken {sorted(facts.broken)}, "
                 f"killed {facts.kills}"
             )
+
+    def _may_be_unschedulable(self) -> bool:
+        """What was bound to a machine or a group that is no more; or too many workers died before they could work."""
+        world = self.world
+        hopeless = world.ledger.failed_starts >= MAX_FAILED_STARTS
+        return hopeless or len(world.machines) > 1 or bool(world.ledger.groups)
 
     def _driver(self, facts: ActorFacts) -> bytes:
         return self.world.driver_of(facts.actor_id[12:])[1]

@@ -88,6 +88,7 @@ class Ledger:
         self.lost_grants: Counter[tuple[bytes, bytes]] = Counter()  # (object, taker): told to the owner at most
         self.answered: set[tuple[bytes, int]] = set()  # calls and tasks (owner, seq)
         self.sent: Counter[tuple[bytes, int]] = Counter()  # (caller, seq) → how often the call was sent
+        self.failed_starts = 0  # workers that were killed before their nodes had heard of them
         self.seen: Counter[str] = Counter()  # what happened how often: for tests that nothing is left out
         self._locations = 0
 

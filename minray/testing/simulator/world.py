@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from minray.node.worker_pool import STARTING
 from minray.testing.simulator.clock import Clock
 from minray.testing.simulator.gcs import Gcs
 from minray.testing.simulator.judge import Judge
@@ -225,6 +226,7 @@ class World:
         if isinstance(process, Worker):
             table = process.node.table
             worker = table.pool.workers.get(process.number)
+            self.ledger.failed_starts += worker is not None and worker.state == STARTING
             lease = table.leases.get(worker.lease_no) if worker is not None else None
             actor = lease.demand.actor if lease is not None else None
             if process.actor is not None:
