@@ -291,6 +291,10 @@ class Bundles:
         self._asked[group_id] = True
         return [("group", group_id)]
 
+    def closes(self, demand: Demand) -> bool:
+        """Whether its group is closing: what ends there must not be granted anew."""
+        return bool(self.closing) and group_of(demand.resources) in self.closing
+
     def known(self, group_id: bytes, reason: str | None, now: float) -> list[Effect]:
         """The GCS's answer: the group is there (here, or the news of it are on their way), or gone for ``reason``."""
         if group_id not in self._asked:

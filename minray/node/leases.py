@@ -152,12 +152,11 @@ class LeaseTable:
         demand.wanted = wanted
         demand.depth, demand.resources = msg.depth, msg.resources
         demand.strategy, demand.hold, demand.again = msg.strategy, msg.hold, msg.again
-        if demand.missing <= 0:
-            self._settle(demand)
-            # fewer wanted: what is granted beyond that may be revoked for somebody else
-            return self.schedule(now) if self.queue else []
-        effects = self.admit(demand, now)
-        return effects + self.schedule(now)
+        if demand.missing > 0 or (wanted > 0 and self.bundles.closes(demand)):
+            return self.admit(demand, now) + self.schedule(now)
+        self._settle(demand)
+        # fewer wanted: what is granted beyond that may be revoked for somebody else
+        return self.schedule(now) if self.queue else []
 
     def view_changed(self, now: float) -> list[Effect]:
         """Other nodes have joined, left, or have other resources free."""

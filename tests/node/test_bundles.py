@@ -251,6 +251,27 @@ def test_nothing_is_granted_in_a_group_that_is_closing() -> None:
     assert world.table.book.totals == CPU2
 
 
+def test_who_still_wants_what_runs_in_a_closing_group_gets_nothing_for_it() -> None:
+    """The owner repeats its wish before it has heard of the end; then the first of its leases ends."""
+    world = World(cpus=2)
+    ready(world, CPU2)
+    resources = target(CPU2).rename({})
+    world.demand(2, resources=resources)
+    world.register_all()
+    assert len(world.take(LeaseGrant)) == 2
+    world.do(world.table.prestart(JOB, 2, world.now))
+    world.register_all()
+    release(world)
+    world.take(LeaseInfeasible)
+    world.demand(2, resources=resources)
+    (refused,) = world.take(LeaseInfeasible)
+    assert refused.fatal and "it was removed" in refused.text
+    world.exit(1)
+    assert not world.take(LeaseGrant)
+    world.exit(2)
+    assert world.table.book.totals == CPU2 and not world.table.demands
+
+
 def test_gpus_of_a_group_are_those_of_its_bundles() -> None:
     world = World(cpus=4, totals={"CPU": 4 * UNIT, "GPU": 4 * UNIT})
     world.demand(1, key=9, resources={"GPU": UNIT})
