@@ -97,8 +97,8 @@ class ExtentTable(Admission):
         self._node_id = node_id
         self._pin_requests: list[_PinRequest] = []
         self._pulling: dict[bytes, None] = {}
-        self._early_frees: dict[bytes, int] = {}  # freed before its Sealed came: object → segment
-        self._freed: OrderedDict[bytes, None] = OrderedDict()
+        self._early_frees: dict[tuple[bytes, Copy], None] = {}  # the Free of that making came before its Sealed
+        self._ended: OrderedDict[bytes, tuple[Copy, ...]] = OrderedDict()  # freed or lost: where it had lain
         self._lost: OrderedDict[bytes, str] = OrderedDict()  # what the disk did not give back, and why
 
     # --- entrances --------------------------------------------------------------------------------
@@ -120,8 +120,8 @@ class ExtentTable(Admission):
         self._pin_requests = [r for r in self._pin_requests if r.worker != worker]
         pinned, owned = self._catalog.process_died(worker)
         for segment in self._book.writer_died(worker, now + ADOPT_GRACE_S):
-            for object_id in [o for o, s in self._early_frees.items() if s == segment.segment_id]:
-                del self._early_frees[object_id]
+            for early in [early for early in self._early_frees if early[1][0] == segment.segment_id]:
+                del self._early_frees[early]
         self._retry_pins(now)  # what it had not reported is adopted now
         self._drop_pulls()
         for known in pinned:
@@ -168,20 +168,22 @@ class ExtentTable(Admission):
             if worker == self.restorer_id:
                 self._on_restored(known, (segment_id, offset, length), now)
                 continue
+            place = (segment_id, offset, length)
             if known is not None and known.freeing:
-                self._early_frees.pop(object_id, None)
-                self._give_back([(segment_id, offset, length)])
+                if self._early_frees.pop((object_id, place), 0) == 0:
+                    known.was += (place,)  # its own Free is still to come
+                self._give_back([place])
                 continue
             if self._pulling.pop(object_id, 0) is None:  # it was made once more, here
                 self._effects.append(("unpull", object_id))
             if known is not None and known.disk is not None:
                 self._release(known.disk[0], object_id)  # what counts is what was made now
-            known = self._catalog.add(object_id, owner, (segment_id, offset, length))
-            self._freed.pop(object_id, None)
+            known = self._catalog.add(object_id, owner, place)
+            self._ended.pop(object_id, None)
             self._lost.pop(object_id, None)
-            if object_id in self._early_frees or owner in self._dead:
+            if (object_id, place) in self._early_frees or owner in self._dead:
                 self._retry_pins(now, object_id)  # they came before the end
-                self._early_frees.pop(object_id, None)
+                self._early_frees.pop((object_id, place), None)
                 self._begin_free(known)
         if self._pin_requests:
             self._retry_pins(now)
@@ -197,21 +199,25 @@ class ExtentTable(Admission):
             known = self._catalog.get(object_id)
             place = (segment_id, offset, length)
             reported = known is not None and (place in known.copies or place in known.was)
-            before = known is None and (object_id in self._freed or object_id in self._lost)
+            before = known is None and place in self._ended.get(object_id, ())
             if known is not None:
                 self._begin_free(known)
             if not reported and not before and self._book.writer_of(segment_id) is not None:
-                self._early_frees[object_id] = segment_id
+                self._early_frees[object_id, place] = None
 
     def _begin_free(self, known: SharedObject) -> None:
         if not known.freeing:
             known.freeing = True
-            remember(self._freed, known.object_id)
+            self._end_of(known)
             self._release_disk(known)
             if known.lent:
                 self._effects.append(("freed", known.object_id))
             self._give_up_all(known.object_id, ("gone", "its owner freed it"))  # who waits for the disk
         self._settle(known)
+
+    def _end_of(self, known: SharedObject) -> None:
+        """It is not to be had any more: note it, for messages that are late."""
+        remember(self._ended, known.object_id, (*known.copies, *known.was))
 
     def _settle(self, known: SharedObject) -> None:
         """Give back what nobody reads of an object, after its pins or its freedom changed."""
@@ -269,7 +275,7 @@ class ExtentTable(Admission):
                 return None
             if object_id in self._lost:
                 return ("gone", self._lost[object_id], "lost")
-            if object_id in self._freed:
+            if object_id in self._ended:
                 return ("gone", "its owner freed it")
             if node_id != self._node_id or segment is None:
                 return ("gone", "it is not on this node")
@@ -381,6 +387,7 @@ class ExtentTable(Admission):
         self._catalog.here(known, None)
         if kind == "lost":
             remember(self._lost, object_id, reason)
+            self._end_of(known)
             self._release_disk(known)
             if known.lent:
                 self._effects.append(("freed", object_id))

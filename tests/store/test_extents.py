@@ -315,6 +315,52 @@ def test_an_early_free_is_forgotten_with_its_writer() -> None:
     assert not table.table._early_frees
 
 
+def test_a_free_that_overtakes_the_report_of_what_was_made_again() -> None:
+    """A generator that runs once more writes the same item once more: its first life says nothing about the second."""
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    table(A, Free([(X, segment, 0, 100)]))
+    assert table(A, Free([(X, segment, 128, 100)])) == []
+    assert table.seal(B, X, segment, 128, 100) == [("send", B, Freed([(segment, 128, 100)], False))]
+    assert not table.table._early_frees
+
+
+def test_a_free_that_comes_twice_is_not_kept_for_a_later_life_in_the_same_place() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    for _ in range(2):
+        table(A, Free([(X, segment, 0, 100)]))
+    assert not table.table._early_frees
+    table.seal(B, X, segment, 0, 100)
+    assert answers(table.pin(C, X, segment))[0][0] == "pinned"
+
+
+def test_an_early_free_waits_for_the_making_that_it_names() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table(A, Free([(X, segment, 0, 100)]))
+    table.seal(B, X, segment, 128, 100)
+    assert table.table.knows(X)
+    effects = table.seal(B, X, segment, 0, 100)
+    ((_, freed),) = sent(effects, Freed)
+    assert sorted(freed.ranges) == [(segment, 0, 100), (segment, 128, 100)]
+    assert not table.table._early_frees
+
+
+def test_what_comes_while_its_earlier_life_is_still_read_goes_at_once() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    table.pin(C, X, segment)
+    table(A, Free([(X, segment, 0, 100)]))
+    assert table.seal(B, X, segment, 128, 100) == [("send", B, Freed([(segment, 128, 100)], False))]
+    assert table(A, Free([(X, segment, 128, 100)])) == []
+    assert not table.table._early_frees
+    assert table(C, Unpin([X])) == [("send", B, Freed([(segment, 0, 100)], False))]
+
+
 # --- adoption -------------------------------------------------------------------------------------
 
 
