@@ -8,17 +8,22 @@
                                        the task runs once more, behind those of its inputs that are lost, too
 
 A Made is needed while one of its stored results is, or while a Made that took one of its results is: then the whole
-chain can run again. It holds neither values nor references: what was freed meanwhile is made again as well. So
-lineage costs the size of the arguments that travelled with the task, and of that there is a bound: beyond it the
-oldest are given up, which the error says when it comes to it.
+chain can run again. It holds neither large values nor references: what was freed meanwhile is made again as well. So
+lineage costs the size of the arguments that travelled with the task and of the small values that these only named,
+and of that there is a bound: beyond it the oldest are given up, which the error says when it comes to it.
+
+A task does not wait for what its arguments only name, so it may end first. What they name is held until it is there
+(``Awaited``); then its value is kept if that is small, and else what made it.
 
 Running once more is charged as a retry. Not made again are: what ``put`` made, the results of tasks with
 max_retries=0 and of actors' methods with max_task_retries=0, the items of streaming generators, and what needs an
-input that cannot be made again and was freed. Only sessions of several nodes have lineage: on one node, a stored
-object is lost together with its owner.
+input that cannot be made again and was freed. Small results are not made again either, but known still, unless they
+contain references and were there before the task that took them had ended. Only sessions of several nodes have
+lineage: on one node, a stored object is lost together with its owner.
 
 Called by worker.core. Invariants (``check_invariants``): ``results`` counts the records that name a Made, ``users``
-the Mades that name it as an input; a Made with neither is gone; a task runs at most once at a time.
+the Mades that name it as an input; a Made with neither is gone; a task runs at most once at a time; what is awaited is
+held.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from minray.worker.core import Core
 
 ENTRY_BYTES = 800  # of a Made and its Task, about
+KNOWN_BYTES = 200  # of a small value that it knows, beside the value
+INDEX_OF_PUT = bytes(4)
 
 
 class Final:
@@ -56,14 +63,15 @@ STREAM = Final("a streaming generator made it, and its items are not made again"
 class Made:
     """A finished task, one of whose results lies in shared memory."""
 
-    __slots__ = ("inputs", "lineage", "nested", "results", "size", "task", "top", "users", "why")
+    __slots__ = ("inputs", "known", "lineage", "nested", "results", "size", "task", "top", "users", "why")
 
-    def __init__(self, lineage: Lineage, task: Task, inputs: tuple[Made, ...]) -> None:
+    def __init__(self, lineage: Lineage, task: Task) -> None:
         self.lineage = lineage
         self.task = task
         self.top = list(task.top) if task.top is not None else None
         self.nested = task.nested
-        self.inputs = inputs
+        self.known: dict[bytes, tuple[int, Any]] = {}  # inputs that are small: status and value
+        self.inputs: dict[Made, None] = {}
         self.results = 0  # records of results that name it
         self.users = 0  # Mades that name it
         self.size = ENTRY_BYTES + _size(task.payload) + sum(_size(one[2]) for one in _filled(task))
@@ -76,6 +84,22 @@ class Made:
             self.lineage.forget(self)
 
 
+class Awaited:
+    """An argument that was only named, and not there yet when the task that took it had ended. Held until it is."""
+
+    __slots__ = ("lineage", "made", "maker", "object_id")
+
+    def __init__(self, lineage: Lineage, made: Made, object_id: bytes, maker: int) -> None:
+        self.lineage = lineage
+        self.made = made
+        self.object_id = object_id
+        self.maker = maker  # the task that makes it
+
+    def ready(self, object_id: bytes, record: ObjectRecord) -> None:
+        """It is there, or has failed."""
+        self.lineage.on_awaited(self, record)
+
+
 class Lineage:
     """All Mades of one process. ``limit``: bytes."""
 
@@ -84,13 +108,15 @@ class Lineage:
         self.bytes = 0
         self._core = core
         self._made: dict[int, Made] = {}  # by seq, oldest first
+        self._come: dict[int, list[Awaited]] = {}  # by maker, whose outcome is about to be told
 
     # -- what is kept --------------------------------------------------------------------------------
 
     def on_outcome(self, task: Task) -> None:
         """A task has ended; its results are in their records, its arguments are still held."""
         stored = [record for record in self._results_of(task) if record.status == STORED]
-        if not stored:
+        come = self._come.pop(task.seq, ()) if self._come else ()
+        if not stored and not come:
             return
         final = _final(task)
         made = self._made.get(task.seq)
@@ -104,22 +130,69 @@ class Lineage:
                 record.made = made or final
                 if made is not None:
                     made.results += 1
+        for awaited in come:
+            if made is not None:
+                self._add_input(awaited.made, made)
+            self._core.refs.unhold(awaited.object_id)
+        if made is not None and not made.results and not made.users:
+            self.forget(made)
         if self.bytes > self.limit:
             self._shrink()
 
     def _keep(self, task: Task) -> Made:
-        inputs: dict[Made, None] = {}
-        for object_id in _argument_ids(task.top, task.nested):
-            seq = self._core.seq_of(object_id)
-            made = None if seq is None else self._made.get(seq)
-            if made is not None:
-                inputs[made] = None
         task.parent = None  # it has been waited for; what submitted it need not stay
-        made = self._made[task.seq] = Made(self, task, tuple(inputs))
-        for one in inputs:
-            one.users += 1
+        made = self._made[task.seq] = Made(self, task)
         self.bytes += made.size
+        for object_id in dict.fromkeys(_argument_ids(task.top, task.nested)):
+            maker = self._maker_of(object_id)
+            if maker is not None:
+                self._add_input(made, maker)
+        for object_id in dict.fromkeys(task.nested):
+            record = self._core.objects[object_id]
+            if record.owner is None and self._maker_of(object_id) is None:
+                self._know_later(made, object_id, record)
+        for _, status, value, object_id, _ in _filled(task):
+            if object_id not in task.nested and _is_complete(status, value):
+                made.known[object_id] = (status, value)  # it counts as an argument
         return made
+
+    def _maker_of(self, object_id: bytes) -> Made | None:
+        """What is kept of the task that has made it. (Index 0 is what was put: also a task's own large arguments.)"""
+        seq = self._core.seq_of(object_id)
+        return None if seq is None or object_id[24:] == INDEX_OF_PUT else self._made.get(seq)
+
+    def _add_input(self, made: Made, maker: Made) -> None:
+        if self._is_kept(made) and maker not in made.inputs:
+            made.inputs[maker] = None
+            maker.users += 1
+
+    def _is_kept(self, made: Made) -> bool:
+        return self._made.get(made.task.seq) is made
+
+    # -- what was only named, and is small or not there yet --------------------------------------------
+
+    def _know_later(self, made: Made, object_id: bytes, record: ObjectRecord) -> None:
+        if record.status == PENDING:
+            if isinstance(record.task, Task) and _final(record.task) is None:
+                self._core.refs.hold(object_id)
+                self._core.when_ready(object_id, record, Awaited(self, made, object_id, record.task.seq))
+        elif record.task is None and _is_complete(record.status, record.value):  # else it stands for an actor
+            made.known[object_id] = (record.status, record.value)
+            size = KNOWN_BYTES + (_size_of_error if record.status == ERROR else _size)(record.value)
+            made.size += size
+            self.bytes += size
+
+    def on_awaited(self, awaited: Awaited, record: ObjectRecord) -> None:
+        """It has come. If it is too large to keep, its task is kept as soon as that has told its outcome."""
+        if not self._is_kept(awaited.made):
+            self._core.refs.unhold(awaited.object_id)
+        elif _is_complete(record.status, record.value):
+            self._know_later(awaited.made, awaited.object_id, record)
+            self._core.refs.unhold(awaited.object_id)
+            if self.bytes > self.limit:
+                self._shrink()
+        else:
+            self._come.setdefault(awaited.maker, []).append(awaited)
 
     def _results_of(self, task: Task) -> list[ObjectRecord]:
         core, n = self._core, task.num_returns
@@ -136,7 +209,7 @@ class Lineage:
         stack = [made]
         while stack:
             made = stack.pop()
-            if self._made.get(made.task.seq) is not made:
+            if not self._is_kept(made):
                 continue  # it was given up earlier
             del self._made[made.task.seq]
             self.bytes -= made.size
@@ -145,7 +218,7 @@ class Lineage:
     @staticmethod
     def _let_go(made: Made) -> list[Made]:
         """It needs its inputs no more. Returns those that nobody needs now."""
-        inputs, made.inputs = made.inputs, ()
+        inputs, made.inputs = made.inputs, {}
         for one in inputs:
             one.users -= 1
         return [one for one in inputs if not one.users and not one.results]
@@ -157,7 +230,7 @@ class Lineage:
             made.why = f"the lineage of its task was given up, for it is bounded: lineage_bytes={self.limit}"
             del self._made[made.task.seq]
             self.bytes -= made.size
-            made.task, made.top, made.nested = _GIVEN_UP, None, ()
+            made.task, made.top, made.nested, made.known = _GIVEN_UP, None, (), {}
             for one in self._let_go(made):
                 self.forget(one)
 
@@ -213,19 +286,24 @@ class Lineage:
             record = core.objects.get(object_id)
             if record is not None and _lies_at(record, node_id):
                 self._take_back(object_id, record, reason, [])
-        known = {object_id: value for _, status, value, object_id, _ in _filled(task) if status == INLINE}
-        task.top = None if made.top is None else [(where, self._input(i, known)) for where, i in made.top]
-        task.nested = made.nested
-        missing = self._recall_inputs(task, node_id, reason, todo)
+        missing = self._missing_input(made)
         if missing is not None:
             why = f"it is made from object {missing.hex()}, which was freed and cannot be made again"
             self._fail(task, ids, reason, why)
             return
+        task.top = None if made.top is None else [(where, self._input(i, made.known)) for where, i in made.top]
+        task.nested = made.nested
+        inputs = self._recall_inputs(made, todo)
+        for object_id in inputs:
+            if _lies_at(core.objects[object_id], node_id):
+                self._take_back(object_id, core.objects[object_id], reason, todo)
         task.attempt += 1
         task.retries -= task.retries > 0
         task.extra = None if task.actor is None else _without_top(task.extra)
         task.error, task.cancelled = None, False
         core.submit(task, 0.0, ids)
+        for object_id in inputs:
+            core.refs.unhold(object_id)
 
     def _fail(self, task: Task, ids: list[bytes], reason: str, why: str) -> None:
         """Those of its results that wait for it cannot be had."""
@@ -235,34 +313,47 @@ class Lineage:
             if record is not None and record.status == PENDING:
                 self._core.complete(object_id, ERROR, ("unmade", object_id, reason, why))
 
-    def _input(self, object_id: bytes, known: dict[bytes, Any]) -> bytes:
+    def _missing_input(self, made: Made) -> bytes | None:
+        """One of its inputs that was freed and cannot be made again."""
+        for object_id in dict.fromkeys(_argument_ids(made.top, made.nested)):
+            if object_id in self._core.objects or object_id in made.known:
+                continue
+            maker = self._maker_of(object_id)
+            if maker is None or _final_why(maker.task):
+                return object_id
+        return None
+
+    def _input(self, object_id: bytes, known: dict[bytes, tuple[int, Any]]) -> bytes:
         """The id under which a small value is to be had: another one, if the object was freed meanwhile."""
-        value = known.get(object_id)
-        if object_id in self._core.objects or type(value) is not bytes:
+        if object_id in self._core.objects or object_id not in known:
             return object_id
         again = self._core.object_id(self._core.next_seq(), 0)
-        record = self._core.refs.own(again, local=0)  # until the task holds it
-        record.status, record.value = INLINE, value
+        self._own(again, known[object_id])
         return again
 
-    def _recall_inputs(self, task: Task, node_id: bytes, reason: str, todo: list[Made]) -> bytes | None:
-        """Let what is lost or freed of its inputs be made again. Returns one for which that cannot be."""
-        core = self._core
-        for object_id in _argument_ids(task.top, task.nested):
-            record = core.objects.get(object_id)
-            if record is not None:
-                if _lies_at(record, node_id):
-                    self._take_back(object_id, record, reason, todo)
-                continue
-            seq = core.seq_of(object_id)
-            made = None if seq is None else self._made.get(seq)
-            if made is None or _final_why(made.task):
-                return object_id
-            record = core.refs.own(object_id, local=0)  # until the task holds it
-            record.task, record.made = made.task, made
-            made.results += 1
-            todo.append(made)
-        return None
+    def _own(self, object_id: bytes, known: tuple[int, Any] = (PENDING, None)) -> ObjectRecord:
+        """There once more, until the task holds it."""
+        record = self._core.refs.own(object_id, local=0)
+        record.status, record.value = known
+        return record
+
+    def _recall_inputs(self, made: Made, todo: list[Made]) -> list[bytes]:
+        """Let what was freed of its inputs be made again. Returns all of them, held: the loss of one may be the end of
+        another."""
+        inputs = _argument_ids(made.task.top, made.task.nested)
+        for object_id in inputs:
+            if object_id not in self._core.objects:
+                if object_id in made.known:
+                    self._own(object_id, made.known[object_id])
+                else:
+                    maker = self._maker_of(object_id)
+                    assert maker is not None, f"input {object_id.hex()} is missing"
+                    record = self._own(object_id)
+                    record.task, record.made = maker.task, maker
+                    maker.results += 1
+                    todo.append(maker)
+            self._core.refs.hold(object_id)
+        return inputs
 
     # -- invariants ------------------------------------------------------------------------------------
 
@@ -315,6 +406,11 @@ def _lies_at(record: ObjectRecord, node_id: bytes) -> bool:
     return record.owner is None and record.status == STORED and record.value[0][0] == node_id
 
 
+def _is_complete(status: int, value: Any) -> bool:
+    """Whether the value says it all: it is small, and contains no references."""
+    return status == ERROR or (status == INLINE and (type(value) is bytes or not value[2]))
+
+
 def _size(value: Any) -> int:
     """Bytes of a payload, about."""
     if type(value) is bytes:
@@ -322,6 +418,13 @@ def _size(value: Any) -> int:
     if type(value) is tuple and len(value) == 3 and type(value[0]) is bytes:
         return len(value[0]) + sum(map(len, value[1]))
     return 0
+
+
+def _size_of_error(value: Any) -> int:
+    """Bytes of an error value, about: of its texts, and of its causes'."""
+    if isinstance(value, (bytes, str)):
+        return len(value)
+    return sum(map(_size_of_error, value)) if type(value) is tuple else 0
 
 
 _GIVEN_UP = Task(0, "given up", b"", None, 0, 0)

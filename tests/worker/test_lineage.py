@@ -16,6 +16,12 @@ from .support import ACTOR, RAISED, THEIRS, CoreWorld, address, stored
 
 FAR, FARTHER = b"\1" * 28, b"\2" * 28  # other nodes
 OWNER = address("owner")
+SMALL: list[tuple[int, Any]] = [
+    (INLINE, b"small"),
+    (INLINE, (b"array", [b"buffer"], [])),
+    (ERROR, RAISED),
+    (ERROR, ("dependency", "f", ("owner_died", THEIRS, OWNER))),
+]
 Stored = tuple[tuple[bytes, int, int, int], int, list[Any]]
 
 
@@ -130,17 +136,58 @@ def test_an_input_that_is_lost_too_is_made_first() -> None:
     assert world.ran() == [(third.seq, 1)]
 
 
-def test_a_small_input_that_was_freed_is_known_still() -> None:
+@pytest.mark.parametrize("value", [value for status, value in SMALL if status == INLINE])
+def test_a_small_input_that_was_freed_is_known_still(value: Any) -> None:
     world = LineageWorld()
-    small = world.put(INLINE, b"small")
+    small = world.put(INLINE, value)
     task, object_id = world.made(top=[("a", small)])
     world.drop(small)
     world.lose(object_id)
     (((_, raw)),) = world.take_hot(TASKS)
     ((_, _, _, _, extra),) = raw[2]
-    assert extra["top"][0][:3] == ("a", INLINE, b"small")
+    assert extra["top"][0][:3] == ("a", INLINE, value)
     world.answer(task, STORED, at(FARTHER))
     assert set(world.core.objects) == {object_id}
+
+
+def test_a_small_input_is_known_each_time() -> None:
+    world = LineageWorld()
+    small = world.put(INLINE, b"small")
+    task, object_id = world.made(top=[("a", small)])
+    world.drop(small)
+    for attempt in (1, 2):
+        world.lose(object_id)
+        assert world.ran() == [(task.seq, attempt)]
+        world.answer(task, STORED, at(FARTHER))
+    assert set(world.core.objects) == {object_id}
+
+
+def test_nothing_is_made_for_a_task_that_cannot_run_again() -> None:
+    world = LineageWorld()
+    _, x = world.made()
+    large = world.put(STORED, stored())
+    _, y = world.made(top=[(0, x), (1, large)])
+    world.drop(x)
+    world.drop(large)
+    world.lose(y)
+    assert world.ran() == []
+    assert large.hex() in world.holds(y)[1][3]
+    assert set(world.core.objects) == {y}
+
+
+def test_an_input_that_only_a_lost_one_kept_alive_is_there_still() -> None:
+    world = LineageWorld()
+    inner, outer = world.put(STORED, stored()), world.put(STORED, at(FAR))
+    world.do(world.core.refs.set_contains, world.core.objects[outer], (inner,))
+    _, y = world.made(top=[(0, outer)], nested=(inner,))
+    world.drop(inner)
+    assert inner in world.core.objects
+    world.lose(y)
+    assert world.ran() == [], "it got the argument that is lost"
+    status, error = world.holds(y)
+    assert (status, error[0], error[1]) == (ERROR, "dependency", "f1")
+    assert error[2][:2] == ("unmade", outer)
+    assert inner not in world.core.objects
 
 
 def test_a_large_put_that_was_freed_cannot_be_had_again() -> None:
@@ -179,6 +226,110 @@ def test_what_is_only_named_by_an_argument_is_made_again_beside_it() -> None:
     world.drop(x)
     world.lose(y)
     assert sorted(world.ran()) == [(first.seq, 1), (second.seq, 1)]
+
+
+def test_what_it_names_may_end_later_and_be_freed_before_that() -> None:
+    """A task does not wait for what its arguments only name."""
+    world = LineageWorld()
+    later, (x,) = world.submit()
+    task, y = world.made(nested=(x,))
+    world.drop(x)
+    assert world.core.objects[x].held == 1
+    world.answer(later, STORED, at(FAR))
+    assert set(world.core.objects) == {y}
+    world.lose(y)
+    assert sorted(world.ran()) == [(later.seq, 1), (task.seq, 1)]
+    world.answer(later, STORED, at(FARTHER))
+    world.answer(task, STORED, at(FARTHER))
+    assert world.holds(y) == (STORED, at(FARTHER))
+    world.drop(y)
+    assert not world.core.objects
+    assert not world.lineage.bytes
+
+
+@pytest.mark.parametrize("status, value", SMALL)
+@pytest.mark.parametrize("later", [False, True])
+def test_what_it_names_is_known_still_if_it_is_small(status: int, value: Any, later: bool) -> None:
+    world = LineageWorld()
+    maker, (x,) = world.submit()
+    if not later:
+        world.answer(maker, status, value)
+    task, y = world.made(nested=(x,))
+    world.drop(x)
+    if later:
+        world.answer(maker, status, value)
+    assert set(world.core.objects) == {y}
+    world.did()
+    world.lose(y)
+    assert world.ran() == [(task.seq, 1)]
+    assert world.holds(x) == (status, value)
+    world.answer(task, STORED, at(FARTHER))
+    world.drop(y)
+    assert not world.core.objects
+    assert not world.lineage.bytes
+
+
+def test_what_it_names_runs_again_if_it_is_small_and_names_others() -> None:
+    world = LineageWorld()
+    inner = world.put(INLINE, b"inner")
+    maker, (x,) = world.submit(nested=(inner,))
+    task, y = world.made(nested=(x,))
+    world.drop(x)
+    world.answer(maker, INLINE, (b"", [], [(inner, world.core.me, True)]))
+    world.do(world.core.refs.on_releases, world.core.me[1], [(inner, 0)])
+    world.drop(inner)
+    assert set(world.core.objects) == {y}
+    world.lose(y)
+    assert sorted(world.ran()) == [(maker.seq, 1), (task.seq, 1)]
+    assert world.holds(inner) == (INLINE, b"inner")
+
+
+def test_what_is_awaited_for_nobody_is_let_go_of() -> None:
+    world = LineageWorld()
+    maker, (x,) = world.submit()
+    _, y = world.made(nested=(x,))
+    world.drop(x)
+    world.drop(y)
+    assert not world.lineage.bytes
+    world.answer(maker, STORED, at(FAR))
+    assert not world.core.objects
+    assert not world.lineage.bytes
+
+
+def test_small_values_that_are_known_count() -> None:
+    world = LineageWorld(limit=4 * ENTRY_BYTES)
+    small = world.put(INLINE, bytes(3 * ENTRY_BYTES))
+    _, object_id = world.made(nested=(small,))
+    assert not world.lineage.bytes
+    world.lose(object_id)
+    assert "lineage_bytes=3200" in world.holds(object_id)[1][3]
+
+
+def test_an_actor_that_is_out_of_scope_is_not_known_still() -> None:
+    world = LineageWorld()
+    handle = world.put(INLINE, b"")
+    world.core.objects[handle].task = "actor"
+    _, object_id = world.made(nested=(handle,))
+    world.drop(handle)
+    world.lose(object_id)
+    assert handle.hex() in world.holds(object_id)[1][3]
+
+
+def test_large_arguments_of_its_own_cannot_be_had_again() -> None:
+    """They are an object of the task's own number."""
+    world = LineageWorld()
+    task = Task(world.core.next_seq(), world.f, b"", None, 1, 3)
+    large = world.core.object_id(task.seq, 0)
+    record = world.core.refs.own(large)
+    record.status, record.value = STORED, stored()
+    task.nested = (large,)
+    (object_id,) = world.do(world.core.submit, task, world.now)
+    world.answer(task, STORED, at(FAR))
+    world.drop(large)
+    world.did()
+    world.lose(object_id)
+    assert world.ran() == []
+    assert large.hex() in world.holds(object_id)[1][3]
 
 
 def test_without_retries_nothing_is_kept() -> None:
@@ -338,7 +489,7 @@ def test_the_owner_answers_a_borrower_with_the_new_place() -> None:
     assert sent == [("owner", (VALUES, [(object_id, STORED, at(FARTHER))]))]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(80))
 def test_any_history(seed: int) -> None:
     """Tasks over tasks, references that go, nodes that are lost in any order: what is referenced is there again when
     all is quiet, and nothing is kept when nothing is referenced."""
@@ -355,7 +506,8 @@ def test_any_history(seed: int) -> None:
                 return
             seq = chance.choice(list(running))
             node = chance.choice((FAR, FARTHER, world.core.me[0]))
-            world.answer(running.pop(seq), STORED, at(node, 64 * seq))
+            small = chance.random() < 0.2
+            world.answer(running.pop(seq), *((INLINE, b"small") if small else (STORED, at(node, 64 * seq))))
 
     for _ in range(120):
         kind = chance.randrange(6)
@@ -376,7 +528,7 @@ def test_any_history(seed: int) -> None:
         else:
             finish(chance.randrange(4))
     finish(10_000)
-    assert all(world.holds(object_id)[0] == STORED for object_id in mine)
+    assert all(world.holds(object_id)[0] in (STORED, INLINE) for object_id in mine)
     chance.shuffle(mine)
     for object_id in mine:
         world.drop(object_id)
