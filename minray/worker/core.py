@@ -172,12 +172,16 @@ class Core:
 
     def _count_argument(self, task: Task) -> None:
         task.unresolved -= 1
-        if task.actor is not None:
-            if task.seq in self.calls.tasks and task.unresolved == 0:
-                self._fill_top(task)
-                self.calls.on_resolved(task)
-        elif task.seq in self.owner.tasks and task.unresolved == 0:
+        waiting = self.owner.tasks if task.actor is None else self.calls.tasks
+        if task.unresolved or task.seq not in waiting:
+            return
+        if self.lineage is not None and self.lineage.await_lost(task, _Dependency(self, task)):
+            return  # something was there, and is not any more
+        if task.actor is None:
             self._resolved(task)
+        else:
+            self._fill_top(task)
+            self.calls.on_resolved(task)
 
     def _resolved(self, task: Task) -> None:
         """All arguments of an ordinary task are there."""
@@ -583,13 +587,13 @@ class Core:
 
 
 class _Dependency:
-    """A task waits for one of its arguments."""
+    """A task waits for one of its arguments. (If it is cancelled, and later made again, that is another wait.)"""
 
-    __slots__ = ("core", "task")
+    __slots__ = ("attempt", "core", "task")
 
     def __init__(self, core: Core, task: Task) -> None:
-        self.core = core
-        self.task = task
+        self.core, self.task, self.attempt = core, task, task.attempt
 
     def ready(self, _id: bytes, _record: ObjectRecord) -> None:
-        self.core._on_argument(self.task)
+        if self.task.attempt == self.attempt:
+            self.core._on_argument(self.task)

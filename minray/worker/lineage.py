@@ -61,7 +61,7 @@ STREAM = Final("a streaming generator made it, and its items are not made again"
 
 
 class Made:
-    """A finished task, one of whose results lies in shared memory."""
+    """A finished task: a result of it lies in shared memory, or is an input of another Made."""
 
     __slots__ = ("inputs", "known", "lineage", "nested", "results", "size", "task", "top", "users", "why")
 
@@ -262,6 +262,16 @@ class Lineage:
         while todo:
             self._run_again(todo.pop(), location[0], reason, todo)
 
+    def await_lost(self, task: Task, waiter: Any) -> bool:
+        """All arguments of a task have come, one after the other: what was lost meanwhile is waited for again. False:
+        nothing was."""
+        for _, object_id in task.top or ():
+            record = self._core.objects[object_id]
+            if record.status == PENDING:
+                task.unresolved += 1
+                self._core.when_ready(object_id, record, waiter)
+        return task.unresolved > 0
+
     def _take_back(self, object_id: bytes, record: ObjectRecord, reason: str, todo: list[Made]) -> None:
         """The record of a lost object has no value any more: it waits for its task, or has failed."""
         inner, record.contains = record.contains, ()
@@ -300,7 +310,7 @@ class Lineage:
         task.attempt += 1
         task.retries -= task.retries > 0
         task.extra = None if task.actor is None else _without_top(task.extra)
-        task.error, task.cancelled = None, False
+        task.error, task.cancelled, task.unresolved = None, False, 0
         core.submit(task, 0.0, ids)
         for object_id in inputs:
             core.refs.unhold(object_id)

@@ -6,6 +6,7 @@ from typing import Any
 
 from minray.wire.messages import Blocked
 from minray.worker.core import Core
+from minray.worker.lineage import Lineage
 from minray.worker.owner import TaskManager
 from minray.worker.references import ObjectRecord, ReferenceTable
 from minray.worker.task_queue import TaskQueue
@@ -57,6 +58,11 @@ def a_blocked_worker_keeps_its_tasks(_: Replacement) -> Replacement:
             queue.effects.append(("node", Blocked(queue.lease_no)))
 
     return block
+
+
+@bug(Lineage, "await_lost", "without its value")
+def what_is_lost_while_another_is_awaited_counts_as_there(_: Replacement) -> Replacement:
+    return lambda lineage, task, waiter: False
 
 
 # -- several nodes -------------------------------------------------------------------------------------

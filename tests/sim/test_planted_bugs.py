@@ -25,7 +25,7 @@ def test_it_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bugs_are_planted_in_every_machine_that_matters() -> None:
     assert {bug.owner.__name__ for bug in BUGS.values()} >= {
         "ReferenceTable", "LeaseTable", "Bundles", "PlacementGroupTable", "ActorTable", "ActorCalls", "TaskManager",
-        "GcsLine",
+        "GcsLine", "Lineage",
     }  # fmt: skip
     modules = {bugs_of_processes.__name__, bugs_of_restarts.__name__, bugs_of_services.__name__}
     assert {bug.make.__module__ for bug in BUGS.values()} == modules

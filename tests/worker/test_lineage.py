@@ -136,6 +136,23 @@ def test_an_input_that_is_lost_too_is_made_first() -> None:
     assert world.ran() == [(third.seq, 1)]
 
 
+def test_an_argument_that_is_lost_while_another_is_awaited_is_awaited_again() -> None:
+    world = LineageWorld()
+    first, x = world.made()
+    other, (y,) = world.submit()
+    task, _ = world.submit(top=[(0, x), (1, y)])
+    world.did()
+    world.lose(x)
+    assert world.ran() == [(first.seq, 1)]
+    world.answer(other, INLINE, b"there")
+    assert world.ran() == [], "it starts without its argument"
+    world.answer(first, STORED, at(FARTHER))
+    (((_, raw)),) = world.take_hot(TASKS)
+    ((seq, attempt, _, _, extra),) = raw[2]
+    assert (seq, attempt) == (task.seq, 0)
+    assert [(one[1], one[2]) for one in extra["top"]] == [(STORED, at(FARTHER)), (INLINE, b"there")]
+
+
 @pytest.mark.parametrize("value", [value for status, value in SMALL if status == INLINE])
 def test_a_small_input_that_was_freed_is_known_still(value: Any) -> None:
     world = LineageWorld()
@@ -226,6 +243,28 @@ def test_what_is_only_named_by_an_argument_is_made_again_beside_it() -> None:
     world.drop(x)
     world.lose(y)
     assert sorted(world.ran()) == [(first.seq, 1), (second.seq, 1)]
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_wait_that_a_cancel_has_ended_is_not_counted_later(freed: bool) -> None:
+    """A task runs once more and is cancelled while it waits for its argument; then another one needs its result."""
+    world = LineageWorld()
+    first, x = world.made()
+    task, y = world.made(top=[(0, x)])
+    last, z = world.made(top=[(0, y)])
+    world.lose(x)
+    world.lose(y)
+    assert world.ran() == [(first.seq, 1)]
+    world.do(lambda: world.core.cancel_task(task, force=False, recursive=False))
+    assert world.holds(y) == (ERROR, ("cancelled", "f1"))
+    if freed:
+        world.drop(x)
+    world.drop(y)
+    world.lose(z)
+    world.answer(first, STORED, at(FARTHER))
+    assert world.ran() == [(task.seq, 2)]
+    world.answer(task, STORED, at(FARTHER))
+    assert world.ran() == [(last.seq, 1)]
 
 
 def test_what_it_names_may_end_later_and_be_freed_before_that() -> None:

@@ -104,10 +104,8 @@ class Call(Frame):
             self.scope += [r[0] for r in self.payload[2]]
             self.take(self.payload[2])
         for _, status, value, object_id, owner in self.extra.get("top", ()):
-            if status == PENDING:  # it was lost while another argument was awaited: see docs/simulator.md
-                self.sim.ledger.seen["argument sent without its value"] += 1
-                error = ("task", b"")
-                continue
+            if status == PENDING:
+                raise SimulationError(f"{self.worker} is sent argument {object_id.hex()} without its value")
             if status == STORED:  # a view of it
                 self.scope.append(object_id)
                 error = (yield from self._open_stored(object_id, value, owner)) or error
