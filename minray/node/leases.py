@@ -30,7 +30,7 @@ from minray.node.bundles import Bundles
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
 from minray.node.spillover import Spillover
 from minray.node.view import View, describe_node
-from minray.node.worker_pool import IDLE, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
+from minray.node.worker_pool import IDLE, LEASED, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
 from minray.wire.messages import (
     Address,
     CreateActor,
@@ -247,7 +247,7 @@ class LeaseTable:
     def connection_lost(self, number: int, now: float) -> None:
         """A worker does not answer any more: it is given to nobody until its parent says how it ended."""
         worker = self.pool.workers.get(number)
-        if worker is not None and worker.state == IDLE:
+        if worker is not None and worker.state in (IDLE, LEASED):
             self.pool.leave(number, now, graceful=False, reason="")
 
     def _lease_of(self, worker_id: bytes, lease_no: int) -> Lease | None:

@@ -450,3 +450,19 @@ def test_an_actor_that_waits_for_nothing_any_more_leaves_no_worker_of_an_ended_j
         world.register_all()
         (worker,) = [w for w in world.pool.workers.values() if w.worker_class.job_id == JOB]
         assert worker.state == LEAVING
+
+
+def test_a_leased_worker_that_has_hung_up_is_given_to_nobody_when_it_is_returned() -> None:
+    world = World(cpus=1)
+    world.demand(1)
+    world.register_all()
+    lease_no = world.take(LeaseGrant)[0].lease_no
+    world.demand(0)
+    world.table.connection_lost(1, world.now)
+    world.do(world.table.returned(DRIVER, lease_no, False, world.now))
+    order = actor_order(1, placement_resources=CPU1)
+    world.do(world.table.start_actor(order, world.now))
+    assert not world.take(CreateActor)
+    world.exit(1)
+    world.register_all()
+    assert world.take(CreateActor, world.pool.workers[2].worker_id)
