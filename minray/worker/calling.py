@@ -16,7 +16,7 @@ from typing import Any
 
 from minray import exceptions
 from minray._base.options import covers
-from minray.object_ref import DynamicObjectRefGenerator
+from minray.object_ref import DynamicObjectRefGenerator, ObjectRef
 from minray.wire.messages import RESULTS, Address
 from minray.wire.reactor import Waiter
 from minray.worker import errors
@@ -142,18 +142,43 @@ class Caller:
                 f"Task returned {len(values)} objects, but num_returns={n}: {self.name(running)} must return "
                 f"exactly {n} values"
             )
-        return MULTI, [
-            self.outgoing(running, v, task_id + (1 + i).to_bytes(4, "little"), scope)
-            for i, v in enumerate(values)
-        ]
+        ids = [task_id + (1 + i).to_bytes(4, "little") for i in range(n)]
+        encoded = self._encode_all(ids, values)
+        return MULTI, [self._give(running, i, *one, scope) for i, one in zip(ids, encoded, strict=True)]
+
+    def _encode_all(self, ids: list[bytes], values: list[Any]) -> list[tuple[int, Any, list[ObjectRef[Any]]]]:
+        """All of them before any is given away: if one cannot be encoded, the owner never hears of the others."""
+        rt = self.rt
+        encoded: list[tuple[int, Any, list[ObjectRef[Any]]]] = []
+        try:
+            for object_id, value in zip(ids, values, strict=True):
+                encoded.append(rt.encode(value, object_id))
+        except BaseException:
+            for object_id, (status, stored, _) in zip(ids, encoded, strict=False):
+                if status == STORED:
+                    rt.store.free_own(object_id, stored[0])
+            raise
+        return encoded
 
     def outgoing(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
         """One value on its way to the owner, with the grants for the references inside it."""
-        rt = self.rt
-        status, stored, nested = rt.encode(value, object_id)
+        status, stored, nested = self.rt.encode(value, object_id)
+        if status == INLINE and type(stored) is bytes:  # as most are: a call less
+            return status, stored
+        return self._give(running, object_id, status, stored, nested, scope)
+
+    def _give(
+        self,
+        running: Running,
+        object_id: bytes,
+        status: int,
+        stored: Any,
+        nested: list[ObjectRef[Any]],
+        scope: list[bytes],
+    ) -> tuple[int, Any]:
         if status == INLINE and type(stored) is bytes:
             return status, stored
-        owner = running.owner
+        rt, owner = self.rt, running.owner
         with rt.lock:
             if status == STORED:
                 rt.store.report([(object_id, stored[0])], owner[1])

@@ -402,3 +402,38 @@ def test_a_crashed_session_is_swept_by_the_next_start(drive, tmp_path):
     second.leaves_nothing()
     first.leaves_nothing()
     assert list((tmp_path / "shared").glob("s_*")) == []
+
+
+def test_what_a_task_wrote_before_one_of_its_results_could_not_be_sent_is_freed(drive):
+    """Nobody will ever hear of the first result, nor of the references inside it."""
+    driver = drive("""
+import threading
+import numpy as np
+from minray._base import current
+ray.init(num_cpus=1)
+
+@ray.remote
+class Maker:
+    @ray.method(num_returns=2)
+    def half(self):
+        large = np.ones(2**20)
+        return [ray.put(large), large], threading.Lock()  # a lock cannot be pickled
+
+maker = Maker.remote()
+for _ in range(20):
+    for ref in maker.half.remote():
+        try:
+            ray.get(ref)
+        except TypeError as error:
+            assert "lock" in str(error)
+        else:
+            raise AssertionError("a lock was pickled")
+rt = current.get()
+stats = lambda: rt.request(rt.node, "stats", (), 10)["store"]
+while stats()["objects"]:  # each wrote 16 MiB
+    time.sleep(0.01)
+assert stats()["reserved"] < 4 * 2**23, stats()
+say("end")
+""")
+    driver.await_word("end", limit=60.0)
+    driver.succeeds()

@@ -7,11 +7,11 @@ swallows it, a generator waits for its consumer. ``actor.py`` has the rest.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from minray.testing.simulator.actor import ActorRole
-from minray.testing.simulator.ledger import SimulationError
+from minray.testing.simulator.ledger import Location, SimulationError
 from minray.testing.simulator.process import Process
 from minray.testing.simulator.user import Frame
 from minray.wire.messages import (
@@ -164,15 +164,10 @@ class Call(Frame):
             return self._raised()
         if n == STREAMING:
             return END, 0
-        if n == 1:
-            return (yield from self._outgoing(object_id(1))) or self._raised()
-        values = []
-        for i in range(n):
-            one = yield from self._outgoing(object_id(1 + i))
-            if one is None:
-                return self._raised()
-            values.append(one)
-        return MULTI, values
+        values = yield from self._outgoing([object_id(1 + i) for i in range(n)])
+        if values is None:
+            return self._raised()
+        return values[0] if n == 1 else (MULTI, values)
 
     def _raised(self) -> tuple[int, Any]:
         return (RETRY if self.meta["retry"] else ERROR), ("task", b"")
@@ -181,13 +176,27 @@ class Call(Frame):
         prefix, job_id = self.owner[1][:12], self.worker.job_id
         return bytes(prefix + self.seq.to_bytes(8, "big") + job_id + index.to_bytes(4, "little"))
 
-    def _outgoing(self, object_id: bytes) -> Generator[None, None, tuple[int, Any] | None]:
-        """A value on its way to the owner, with the grants for the references inside it. None: there is no room."""
-        location = None
-        if self.rng.random() < 0.4:
-            location = yield from self.store(object_id)
-            if location is None:
-                return None
+    def _outgoing(self, ids: list[bytes]) -> Generator[None, None, list[tuple[int, Any]] | None]:
+        """Values on their way to the owner, with the grants for the references inside them. None: there is no room
+        for one of them, and none is given away."""
+        locations: list[Location | None] = []
+        for object_id in ids:
+            location = None
+            if self.rng.random() < 0.4:
+                location = yield from self.store(object_id)
+                if location is None:
+                    self._unwrite(zip(ids, locations, strict=False))
+                    return None
+            locations.append(location)
+        return [self._give(*one) for one in zip(ids, locations, strict=True)]
+
+    def _unwrite(self, written: Iterable[tuple[bytes, Location | None]]) -> None:
+        store = self.process.store
+        for object_id, location in written:
+            if location is not None and store is not None:
+                store.client.free_own(object_id, location)
+
+    def _give(self, object_id: bytes, location: Location | None) -> tuple[int, Any]:
         if location is not None and self.process.store is not None:
             self.process.store.client.report([(object_id, location)], self.owner[1])
         handles = self.sim.ledger.allowed(object_id, self.pick(2))
@@ -200,10 +209,10 @@ class Call(Frame):
         """Its items. False: there was no room for one."""
         limit = self.meta["backpressure"]
         for index in range(self.rng.randint(0, 4)):
-            value = yield from self._outgoing(self._object_id(2 + index))
-            if value is None:
+            values = yield from self._outgoing([self._object_id(2 + index)])
+            if values is None:
                 return False
-            item = (index, *value)
+            item = (index, *values[0])
             self.worker.outbox_add(self.owner, (self.seq, self.attempt, ITEM, item, -1, None))
             self.worker.flush()
             yield
