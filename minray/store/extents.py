@@ -198,12 +198,18 @@ class ExtentTable(Admission):
                 continue
             known = self._catalog.get(object_id)
             place = (segment_id, offset, length)
+            if known is not None and len(known.copies) > 1 and self._takes_back(worker, known, segment_id):
+                continue  # the others may be in use; it goes with them
             reported = known is not None and (place in known.copies or place in known.was)
             before = known is None and place in self._ended.get(object_id, ())
             if known is not None:
                 self._begin_free(known)
             if not reported and not before and self._book.writer_of(segment_id) is not None:
                 self._early_frees[object_id, place] = None
+
+    def _takes_back(self, worker: bytes, known: SharedObject, segment_id: int) -> bool:
+        """Whether this is the writer, which has found out that its copy is for nobody, and not the owner."""
+        return worker != known.owner and worker == self._book.writer_of(segment_id)
 
     def _begin_free(self, known: SharedObject) -> None:
         if not known.freeing:

@@ -324,7 +324,8 @@ class Sealed(Message):
 
 @message(55)
 class Free(Message):
-    """Owner → node: nobody references these any more (deferred there while somebody pins them)."""
+    """Owner → node: nobody references these any more (deferred there while somebody pins them). Or their
+    writer, of what it tells nobody of."""
 
     objects: list[tuple[bytes, int, int, int]]  # object_id, segment, offset, length
 

@@ -26,6 +26,7 @@ from minray.worker.tasks import DYNAMIC, END, ERROR, INLINE, ITEM, MULTI, RETRY,
 FLUSH_AFTER_S = 0.001
 
 Result = tuple[Any, ...]
+Encoded = tuple[bytes, int, Any, list[ObjectRef[Any]]]  # object id, status, value without its references, these
 
 
 class Outbox:
@@ -124,12 +125,12 @@ class Caller:
         n = running.num_returns
         task_id = self.task_object(running)
         if n == 1:
-            return self.outgoing(running, value, task_id + b"\x01\x00\x00\x00", scope)
+            return self._one(running, value, task_id + b"\x01\x00\x00\x00", scope)
         if n == 0:
             return MULTI, []
         if n == DYNAMIC:
             refs = DynamicObjectRefGenerator([self.rt.put(item) for item in value])
-            return self.outgoing(running, refs, task_id + b"\x01\x00\x00\x00", scope)
+            return self._one(running, refs, task_id + b"\x01\x00\x00\x00", scope)
         try:
             values = list(value)
         except TypeError:
@@ -142,54 +143,55 @@ class Caller:
                 f"Task returned {len(values)} objects, but num_returns={n}: {self.name(running)} must return "
                 f"exactly {n} values"
             )
-        ids = [task_id + (1 + i).to_bytes(4, "little") for i in range(n)]
-        encoded = self._encode_all(ids, values)
-        return MULTI, [self._give(running, i, *one, scope) for i, one in zip(ids, encoded, strict=True)]
+        return MULTI, self._outgoing(
+            running, [(task_id + (1 + i).to_bytes(4, "little"), v) for i, v in enumerate(values)], scope
+        )
 
-    def _encode_all(self, ids: list[bytes], values: list[Any]) -> list[tuple[int, Any, list[ObjectRef[Any]]]]:
-        """All of them before any is given away: if one cannot be encoded, the owner never hears of the others."""
-        rt = self.rt
-        encoded: list[tuple[int, Any, list[ObjectRef[Any]]]] = []
-        try:
-            for object_id, value in zip(ids, values, strict=True):
-                encoded.append(rt.encode(value, object_id))
-        except BaseException:
-            for object_id, (status, stored, _) in zip(ids, encoded, strict=False):
-                if status == STORED:
-                    rt.store.free_own(object_id, stored[0])
-            raise
-        return encoded
-
-    def outgoing(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
-        """One value on its way to the owner, with the grants for the references inside it."""
+    def _one(self, running: Running, value: Any, object_id: bytes, scope: list[bytes]) -> tuple[int, Any]:
+        """One value on its way to the owner."""
         status, stored, nested = self.rt.encode(value, object_id)
-        if status == INLINE and type(stored) is bytes:  # as most are: a call less
-            return status, stored
-        return self._give(running, object_id, status, stored, nested, scope)
-
-    def _give(
-        self,
-        running: Running,
-        object_id: bytes,
-        status: int,
-        stored: Any,
-        nested: list[ObjectRef[Any]],
-        scope: list[bytes],
-    ) -> tuple[int, Any]:
         if status == INLINE and type(stored) is bytes:
             return status, stored
-        rt, owner = self.rt, running.owner
-        with rt.lock:
-            if status == STORED:
-                rt.store.report([(object_id, stored[0])], owner[1])
-            refs = []
-            me = rt.core.me
-            for ref in nested:
-                i = ref._id
-                granted = i not in scope and rt.core.refs.give(i, owner)
-                refs.append((i, ref._owner or me, granted))
-            rt.leave()
-        return status, (stored[0], stored[1], refs)
+        encoded = self._reported(running.owner, (object_id, status, stored, nested))
+        with self.rt.lock:
+            outgoing = self._give(running.owner, encoded, scope)
+            self.rt.leave()
+        return outgoing
+
+    def _outgoing(
+        self, running: Running, values: list[tuple[bytes, Any]], scope: list[bytes], item: int | None = None
+    ) -> list[tuple[int, Any]]:
+        """Values (object id, value) on their way to the owner, or, if one of them cannot be, none: references are given
+        when all are encoded. ``item``: they are the stream's item of that number; send it."""
+        encoded: list[Encoded] = []
+        outgoing: list[tuple[int, Any]] = []
+        try:
+            for object_id, value in values:
+                encoded.append(self._reported(running.owner, (object_id, *self.rt.encode(value, object_id))))
+            with self.rt.lock:  # in one go: what is given is sent, though user code may be interrupted
+                outgoing = [self._give(running.owner, one, scope) for one in encoded]
+                if item is not None:
+                    answer = (running.seq, running.attempt, ITEM, (item, *outgoing[0]), -1, None)
+                    self.outbox.add(running.owner, answer)
+                    self.outbox.flush()
+                self.rt.leave()
+        finally:
+            if not outgoing:  # nobody will hear of them
+                self.rt.store.free([(one[0], one[2][0]) for one in encoded if one[1] == STORED])
+        return outgoing
+
+    def _reported(self, owner: Address, encoded: Encoded) -> Encoded:
+        """If it is stored, the node has heard of it: before its owner does, and so that it may go to disk."""
+        if encoded[1] == STORED:
+            self.rt.store.report([(encoded[0], encoded[2][0])], owner[1])
+        return encoded
+
+    def _give(self, owner: Address, encoded: Encoded, scope: list[bytes]) -> tuple[int, Any]:
+        """It gets the grants for the references inside. Under the lock."""
+        _, status, stored, nested = encoded
+        me, give = self.rt.core.me, self.rt.core.refs.give
+        refs = [(r._id, r._owner or me, r._id not in scope and give(r._id, owner)) for r in nested]
+        return status, self.rt.with_refs(stored, refs)
 
     def stream(self, running: Running, items: Any, scope: list[bytes]) -> tuple[int, Any]:
         """Send the items of a generator as they come."""
@@ -207,14 +209,7 @@ class Caller:
     def send_item(self, running: Running, index: int, item: Any, scope: list[bytes]) -> None:
         """One item of a stream."""
         object_id = self.task_object(running) + (2 + index).to_bytes(4, "little")
-        status, value = self.outgoing(running, item, object_id, scope)
-        rt = self.rt
-        with rt.lock:
-            self.outbox.add(
-                running.owner, (running.seq, running.attempt, ITEM, (index, status, value), -1, None)
-            )
-            self.outbox.flush()
-            rt.leave()
+        self._outgoing(running, [(object_id, item)], scope, item=index)
 
     def _wait_for_consumer(self, running: Running, produced: int, limit: int) -> None:
         rt = self.rt

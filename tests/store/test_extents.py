@@ -361,6 +361,27 @@ def test_what_comes_while_its_earlier_life_is_still_read_goes_at_once() -> None:
     assert table(C, Unpin([X])) == [("send", B, Freed([(segment, 0, 100)], False))]
 
 
+def test_a_writer_takes_back_what_it_has_told_nobody_of() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    assert table(B, Free([(X, segment, 0, 100)])) == [("send", B, Freed([(segment, 0, 100)], False))]
+    assert answers(table.pin(C, X, segment))[0][0] == "gone"
+
+
+def test_a_writer_takes_back_its_own_copy_only() -> None:
+    """The task has run before, and the owner has that result of it: see worker.lineage."""
+    table = Table()
+    first, second = table.extent(B), table.extent(C)
+    table.seal(B, X, first, 0, 100)
+    table.seal(C, X, second, 0, 100)
+    assert table(C, Free([(X, second, 0, 100)])) == []
+    assert answers(table.pin(A, X, first))[0][0] == "pinned"
+    table(A, Unpin([X]))  # a reader has named the one that counts: the other one goes
+    assert table.table.stats().object_bytes == 100
+    assert sent(table(A, Free([(X, first, 0, 100)])), Freed) == [(B, Freed([(first, 0, 100)], False))]
+
+
 # --- adoption -------------------------------------------------------------------------------------
 
 

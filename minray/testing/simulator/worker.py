@@ -7,7 +7,7 @@ swallows it, a generator waits for its consumer. ``actor.py`` has the rest.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from minray.testing.simulator.actor import ActorRole
@@ -177,28 +177,31 @@ class Call(Frame):
         return bytes(prefix + self.seq.to_bytes(8, "big") + job_id + index.to_bytes(4, "little"))
 
     def _outgoing(self, ids: list[bytes]) -> Generator[None, None, list[tuple[int, Any]] | None]:
-        """Values on their way to the owner, with the grants for the references inside them. None: there is no room
-        for one of them, and none is given away."""
-        locations: list[Location | None] = []
-        for object_id in ids:
-            location = None
-            if self.rng.random() < 0.4:
-                location = yield from self.store(object_id)
-                if location is None:
-                    self._unwrite(zip(ids, locations, strict=False))
-                    return None
-            locations.append(location)
-        return [self._give(*one) for one in zip(ids, locations, strict=True)]
+        """Values on their way to the owner, with the grants for the references inside them. None: there is no room for
+        one of them, and nobody hears of the others. See worker.calling."""
+        written: list[Location | None] = []
+        complete = False
+        try:
+            for object_id in ids:
+                location = None
+                if self.rng.random() < 0.4:
+                    location = yield from self.store(object_id)
+                    if location is None:
+                        return None
+                    self._report(object_id, location)
+                written.append(location)
+            complete = True
+        finally:
+            if not complete and self.process.store is not None:
+                told = [(i, location) for i, location in zip(ids, written, strict=False) if location is not None]
+                self.process.store.client.free(told)
+        return [self._give(object_id, location) for object_id, location in zip(ids, written, strict=True)]
 
-    def _unwrite(self, written: Iterable[tuple[bytes, Location | None]]) -> None:
-        store = self.process.store
-        for object_id, location in written:
-            if location is not None and store is not None:
-                store.client.free_own(object_id, location)
+    def _report(self, object_id: bytes, location: Location) -> None:
+        if self.process.store is not None:
+            self.process.store.client.report([(object_id, location)], self.owner[1])
 
     def _give(self, object_id: bytes, location: Location | None) -> tuple[int, Any]:
-        if location is not None and self.process.store is not None:
-            self.process.store.client.report([(object_id, location)], self.owner[1])
         handles = self.sim.ledger.allowed(object_id, self.pick(2))
         refs = [(i, o, i not in self.scope and self.core.refs.give(i, self.owner)) for i, o in handles]
         if location is not None:
