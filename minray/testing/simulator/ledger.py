@@ -83,6 +83,7 @@ class Ledger:
         self.roles: dict[bytes, tuple[ActorFacts, int]] = {}  # worker → the incarnation that it is, or was
         self.call_numbers: dict[tuple[bytes, int], int] = {}  # (caller, seq) → order among its calls
         self.unordered: set[tuple[bytes, int]] = set()  # calls that raised and were made again
+        self.makings: dict[bytes, set[int]] = {}  # objects in a real store → bytes of each time that they were written
         self.copies: dict[bytes, dict[Location, None]] = {}  # stored objects → copies that their owner knows of
         self.groups: dict[bytes, GroupFacts] = {}  # placement groups
         self.lost_grants: Counter[tuple[bytes, bytes]] = Counter()  # (object, taker): told to the owner at most
@@ -168,6 +169,10 @@ class Ledger:
         """Where a large value was written."""
         self._locations += 1
         return (node_id, self._locations)
+
+    def made(self, object_id: bytes, size: int) -> None:
+        """It is written: for the first time, or by a task that runs once more."""
+        self.makings.setdefault(object_id, set()).add(size)
 
     def heard_of(self, object_id: bytes, location: Location) -> None:
         """The owner of a stored object has its location."""

@@ -250,6 +250,7 @@ class ProcessStore:
             self._sim.ledger.seen["store full"] += 1
             return None
         room.map.write(room.offset, filled_with(object_id, size))
+        self._sim.ledger.made(object_id, size)
         entry = Entry(object_id, (room.segment_id, room.offset, size), room.map, mine=True)
         self.client._written[room.segment_id, room.offset] = entry  # what StoreClient.write does in one go
         return (self._process.node.node_id, room.segment_id, room.offset, size)
@@ -295,8 +296,10 @@ class ProcessStore:
         if isinstance(hold, Gone):
             self._sim.judge.unreadable(self._process, object_id, hold)
             return False
-        if hold.view is not None and hold.view != filled_with(object_id, location[3]):
-            raise SimulationError(f"{self._process} reads something else where {object_id.hex()} should be")
+        if hold.view is not None:
+            size = len(hold.view)  # perhaps of a later making than the owner's
+            if size not in self._sim.ledger.makings[object_id] or hold.view != filled_with(object_id, size):
+                raise SimulationError(f"{self._process} reads something else where {object_id.hex()} should be")
         return True
 
     def check_invariants(self) -> None:
