@@ -37,6 +37,7 @@ from minray.worker.actor_calls import ActorCalls
 from minray.worker.lineage import Lineage
 from minray.worker.owner import TaskManager
 from minray.worker.references import PENDING, ObjectRecord, ReferenceTable
+from minray.worker.strays import Strays
 from minray.worker.tasks import (
     DYNAMIC,
     ERROR,
@@ -81,6 +82,7 @@ class Core:
         )
         self.calls = ActorCalls(self.effects, self.fail)
         self.lineage = None if lineage_bytes is None else Lineage(self, lineage_bytes)  # None: of one node
+        self.strays = Strays(self)
         self.streams: dict[int, Stream] = {}
         self._prefix = prefix
         self._count = itertools.count(1)
@@ -258,6 +260,8 @@ class Core:
                 self._unhold_arguments(task)
         if touched is not None:
             self.owner.pump(touched)
+        if self.strays.kept:
+            self.strays.tidy()
 
     def _outcome(self, task: Task, status: int, value: Any) -> None:
         if status == ERROR:
@@ -273,6 +277,7 @@ class Core:
                 self.complete(self.object_id(task.seq, 1 + i), status, value)
         if self.lineage is not None:
             self.lineage.on_outcome(task)
+        self.strays.task_over(task.seq)
 
     def _unhold_arguments(self, task: Task) -> None:
         for object_id in task.nested:
@@ -314,14 +319,10 @@ class Core:
             self._discard(self.object_id(seq, 1), status, value)
 
     def _discard(self, object_id: bytes, status: int, value: Any) -> None:
-        """A value of an object of ours that is not wanted. While the object lives, or is being made once more,
-        its end will free this copy, too: the store knows all copies of one object together."""
+        """A value of an object of ours that is not wanted."""
         self._let_go_of(status, value)
-        record = self.objects.get(object_id)
-        if status == STORED and (record is None or record.status in (INLINE, ERROR)):
-            gone = ObjectRecord(None)
-            gone.status, gone.value, gone.shared = STORED, value, True
-            self.effects.append(("freed", object_id, gone))
+        if status == STORED:
+            self.strays.found(object_id, value[0])
 
     def _let_go_of(self, status: int, value: Any) -> None:
         """The references inside a value that is not wanted."""
@@ -576,9 +577,8 @@ class Core:
 
     def check_invariants(self) -> None:
         """All machines, and what must hold between them."""
-        self.refs.check_invariants()
-        self.owner.check_invariants()
-        self.calls.check_invariants()
+        for machine in (self.refs, self.owner, self.calls, self.strays):
+            machine.check_invariants()
         if self.lineage is not None:
             self.lineage.check_invariants()
         for task in itertools.chain(self.owner.tasks.values(), self.calls.tasks.values()):

@@ -178,19 +178,24 @@ class Ledger:
         """The owner of a stored object has its location."""
         self.copies.setdefault(object_id, {})[location] = None
 
-    def freed(self, object_id: bytes) -> None:
-        """Its owner has freed it: all copies go, as in store.extents."""
+    def freed(self, object_id: bytes, node_id: bytes) -> None:
+        """Its owner has freed what is on that node: all copies there go, as in store.extents."""
         self.seen["freed in the store"] += 1
-        self.copies.pop(object_id, None)
+        self._drop_copies(object_id, node_id)
 
     def machine_lost(self, node_id: bytes) -> None:
         """All that lay there is gone."""
-        for object_id, copies in list(self.copies.items()):
-            for location in [one for one in copies if one[0] == node_id]:
-                del copies[location]
-                self.seen["stored value lost"] += 1
-            if not copies:
-                del self.copies[object_id]
+        for object_id in list(self.copies):
+            self.seen["stored value lost"] += self._drop_copies(object_id, node_id)
+
+    def _drop_copies(self, object_id: bytes, node_id: bytes) -> int:
+        copies = self.copies.get(object_id, {})
+        there = [one for one in copies if one[0] == node_id]
+        for location in there:
+            del copies[location]
+        if not copies:
+            self.copies.pop(object_id, None)
+        return len(there)
 
     # -- tasks and calls -----------------------------------------------------------------------------
 

@@ -382,7 +382,7 @@ class Process:
             self.sim.ledger.actors[object_id].released = True
             self.ask_gcs("actor_out_of_scope", actor_id)
         elif record.status == STORED and record.owner is None:
-            self.sim.ledger.freed(object_id)
+            self.sim.ledger.freed(object_id, record.value[0][0])
             if self.store is not None:
                 self.store.client.free([(object_id, record.value[0])])
 
