@@ -353,9 +353,12 @@ class Bundles:
         names: Resources = {}
         for group_id, group in self._groups.items():
             assert group.attempts or group.closing, f"{group_id.hex()} is kept for nothing"
-            assert (group_id in self._gone) == group.closing == (group_id in self.closing), group_id.hex()
+            closes = (group_id in self._gone, group.closing, group_id in self.closing)
+            assert len(set(closes)) == 1, f"does group {group_id.hex()} close? {closes}"
             inside = sum(group_of(x.demand.resources) == group_id for x in self._table.leases.values())
-            assert not group.closing or group.left == inside > 0, f"{group_id.hex()}: {group.left}, {inside}"
+            assert not group.closing or group.left == inside > 0, (
+                f"group {group_id.hex()} waits for {group.left} leases to end, and has {inside}"
+            )
             for attempt in group.attempts.values():
                 assert attempt.reserved or (attempt.group_id, attempt.is_open) == (group_id, False)
                 queued -= not attempt.reserved

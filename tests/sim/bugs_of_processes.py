@@ -68,7 +68,7 @@ def what_is_lost_while_another_is_awaited_counts_as_there(_: Replacement) -> Rep
 # -- several nodes -------------------------------------------------------------------------------------
 
 
-@bug(TaskManager, "on_decline", ".")
+@bug(TaskManager, "on_decline", "unfinished tasks")
 def what_was_declined_is_not_asked_for_again(_: Replacement) -> Replacement:
     def on_decline(manager: TaskManager, node_id: bytes, msg: Any) -> None:
         manager.keys[msg.key].elsewhere[node_id].declined += msg.count

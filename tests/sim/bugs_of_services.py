@@ -48,7 +48,7 @@ def nobody_hears_that_an_attempt_is_over(original: Replacement) -> Replacement:
     return lambda table, *args, **options: original(table, *args, **options) and []
 
 
-@bug(PlacementGroupTable, "node_lost", ".")
+@bug(PlacementGroupTable, "node_lost", "counts as there on a machine that is lost")
 def bundles_of_a_lost_node_count_as_there(original: Replacement) -> Replacement:
     def node_lost(table: PlacementGroupTable, node_id: bytes, now: float) -> Any:
         places = {group: dict(group.places) for group in table._groups.values()}
@@ -72,7 +72,7 @@ def only_the_first_node_of_a_group_opens_its_bundles(original: Replacement) -> R
     return commit
 
 
-@bug(Bundles, "lease_ended", ".")
+@bug(Bundles, "lease_ended", "waits for . leases to end, and has")
 def a_group_that_closes_waits_for_ever(_: Replacement) -> Replacement:
     return lambda bundles, lease: None
 
@@ -80,6 +80,6 @@ def a_group_that_closes_waits_for_ever(_: Replacement) -> Replacement:
 # -- several nodes -------------------------------------------------------------------------------------
 
 
-@bug(Membership, "_gone", ".")
+@bug(Membership, "_gone", "unfinished tasks|objects are left")
 def a_frozen_machine_is_waited_for(_: Replacement) -> Replacement:
     return lambda membership, node_id: None
