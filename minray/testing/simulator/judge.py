@@ -200,7 +200,8 @@ class Judge:
                     raise SimulationError(f"{object_id.hex()} comes home to {process} after its end")
             elif record.in_use() and object_id not in tainted:
                 owner = world.processes.get(record.owner[1])
-                if owner is not None and object_id not in owner.core.objects:
+                freed = owner is not None and object_id not in owner.core.objects
+                if freed and not self._is_late(process, object_id, record):
                     raise SimulationError(f"{process} uses {object_id.hex()}, which {owner} has freed")
 
     def _freed_here(self, touched: set[bytes]) -> None:
@@ -213,11 +214,21 @@ class Judge:
         for process in world.processes.values() if freed else ():
             for object_id in freed:
                 record = process.core.objects.get(object_id)
-                if record is not None and record.owner is not None and record.in_use():
+                used = record is not None and record.owner is not None and record.in_use()
+                if used and not self._is_late(process, object_id, record):
                     raise SimulationError(f"{process} uses {object_id.hex()}, which its owner has freed")
         for one in touched:
             if one in world.processes:
                 world.processes[one].freed.clear()
+
+    def _is_late(self, process: Process, object_id: bytes, record: ObjectRecord | None) -> bool:
+        """Whether an incarnation that is over, and has not heard of it yet, has it only through its calls: their
+        callers do not wait for it for ever. Whoever gets it from there may find it freed, too."""
+        over = self.world.clock.now - self._over_since(process.worker_id) > LAST_WORDS_S
+        late = over and record is not None and not record.entitled
+        if late:
+            self.world.ledger.taint(object_id)
+        return late
 
     # -- when all is quiet -----------------------------------------------------------------------------
 
