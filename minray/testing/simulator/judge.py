@@ -196,7 +196,8 @@ class Judge:
         world, tainted = self.world, self.world.ledger.tainted
         for object_id, record in process.core.objects.items():
             if record.owner is None:
-                if record.status == ERROR and record.value == ("freed", object_id) and object_id not in tainted:
+                homeless = record.status == ERROR and record.value == ("freed", object_id)
+                if homeless and object_id not in tainted and not self._is_late(process, object_id, record):
                     raise SimulationError(f"{object_id.hex()} comes home to {process} after its end")
             elif record.in_use() and object_id not in tainted:
                 owner = world.processes.get(record.owner[1])
