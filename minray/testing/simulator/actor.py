@@ -136,6 +136,7 @@ class ActorRole:
         self.calls.remove(call)
         if result[2] == RETRY:
             self.sim.ledger.unordered.add((call.owner[1], call.seq))
+        self.sim.judge.call_ends(self.worker, result[5])
         self.worker.outbox_add(call.owner, result)
         if not self.queue:
             self.worker.flush()

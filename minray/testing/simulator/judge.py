@@ -42,8 +42,7 @@ class Judge:
     def call_starts(self, worker: Worker, caller: Address, spec: tuple[Any, ...]) -> None:
         """Is it in flight at its caller? (If that has heard that this incarnation is over, it has given it up.)"""
         process = self._hears(worker, caller)
-        heard = self.world.clock.now - self._over_since(worker.worker_id) > LAST_WORDS_S
-        if process is not None and not heard:
+        if process is not None and not self._counts_as_over(worker):
             task = process.core.calls.tasks.get(spec[0])
             if task is None or task.attempt != spec[1] or spec[0] not in task.actor.inflight:
                 raise SimulationError(f"{worker} starts call {spec[0]}, attempt {spec[1]}, which is given up")
@@ -73,6 +72,10 @@ class Judge:
             return died
         facts, incarnation = world.ledger.roles[worker_id]
         return min(died, facts.over.get(incarnation, died))
+
+    def _counts_as_over(self, process: Process) -> bool:
+        """Whether nobody waits for its last words any more."""
+        return self.world.clock.now - self._over_since(process.worker_id) > LAST_WORDS_S
 
     def get_ends(self, process: Process, object_id: bytes, error: tuple[Any, ...]) -> None:
         """A get ends in an error: only in one for which there is a reason."""
@@ -225,11 +228,15 @@ class Judge:
     def _is_late(self, process: Process, object_id: bytes, record: ObjectRecord | None) -> bool:
         """Whether an incarnation that is over, and has not heard of it yet, has it only through its calls: their
         callers do not wait for it for ever. Whoever gets it from there may find it freed, too."""
-        over = self.world.clock.now - self._over_since(process.worker_id) > LAST_WORDS_S
-        late = over and record is not None and not record.entitled
+        late = self._counts_as_over(process) and record is not None and not record.entitled
         if late:
             self.world.ledger.taint(object_id)
         return late
+
+    def call_ends(self, worker: Worker, retained: list[tuple[bytes, Address]] | None) -> None:
+        """What it keeps of its arguments its caller answers for; if that has given the call up, nobody does."""
+        if self._counts_as_over(worker):
+            self.world.ledger.taint(retained)
 
     # -- when all is quiet -----------------------------------------------------------------------------
 
