@@ -249,6 +249,7 @@ class NodeService:
             self.logs,
             job_info=self.jobs.config,
             launch=self._make_launcher,
+            hear_out=self._hear_out,
             ended=self._worker_ended,
             lost=self._launcher_lost,
         )
@@ -368,6 +369,14 @@ class NodeService:
         job = self.jobs.config(job_id)
         session = {**self.public_session, "namespace": job["namespace"]}
         return Registered(self.node_id, self.address, self.gcs_endpoint, job_id, session, {**job, **more})
+
+    def _hear_out(self, number: int) -> None:
+        """A worker is dead, and its parent may be quicker to say so than its own last words: they come first. Or what
+        it had stored for others, and told them of, would never be known here."""
+        worker = self.table.pool.workers.get(number)
+        peer = self.peers.get(worker.worker_id) if worker is not None else None
+        if peer is not None:
+            peer.conn.read_rest()
 
     def _worker_ended(self, number: int, cause: dict[str, Any], running: tuple[int, int, int]) -> None:
         cause["node"] = f"{self.public_session['node_name']} ({self.node_id.hex()[:8]})"

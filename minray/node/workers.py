@@ -75,6 +75,7 @@ class WorkerProcesses:
         folder: the session's.
         job_info: what workers of a job need: sys_path, cwd.
         launch: makes the launcher for these events.
+        hear_out: is to hear what a worker has said, before it is asked how it ended.
         ended: is told of each end.
         lost: is told that no more workers can be had.
     """
@@ -86,12 +87,14 @@ class WorkerProcesses:
         *,
         job_info: Callable[[bytes], dict[str, Any]],
         launch: Callable[[WorkerProcesses], Launcher],
+        hear_out: Callable[[int], None],
         ended: Ended,
         lost: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._logs = logs
         self._job_info = job_info
+        self._hear_out = hear_out
         self._ended = ended
         self._lost = lost
         self._pages = StatusPages(folder)
@@ -180,9 +183,11 @@ class WorkerProcesses:
 
     def on_exited(self, number: int, status: int, peak_rss: int) -> None:
         """LauncherEvents: it is reaped. Its last lines go out before its death is known."""
-        process = self._processes.pop(number, None)
+        process = self._processes.get(number)
         if process is None:
             return
+        self._hear_out(number)
+        del self._processes[number]
         task = self._logs.name(number)
         cause = certificate(
             status,

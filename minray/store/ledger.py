@@ -384,6 +384,11 @@ class ClientLedger:
             finally:
                 self._sending.release()
 
+    @property
+    def flushed(self) -> bool:
+        """Whether all that the node has to know of what was done so far has been sent."""
+        return not self._outbox and not self._sending.locked()
+
     # --- looking in -------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, int]:

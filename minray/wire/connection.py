@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,6 +161,11 @@ class Connection:
     def buffered(self) -> int:
         """Bytes that wait because the peer does not take them. Grows without bound: senders look at it."""
         return self._writer.buffered
+
+    @property
+    def flushed(self) -> bool:
+        """Whether what was sent before arrives though this process should end now; also if nothing arrives any more."""
+        return self.closed or self._writer.flushed
 
     def _too_long(self, size: int) -> ProtocolError:
         return ProtocolError(f"a frame of {size} bytes is beyond the bound of {self._bound - 4} bytes")
@@ -446,6 +452,15 @@ class Connection:
             self._handler.on_messages(self, messages)
         except Exception as error:
             self._lose_failed(error)
+
+    def read_rest(self) -> None:
+        """The peer is dead: read what it had still sent, now, and the end of that. Nothing if it is not open."""
+        if self.closed or self._handshake is not None:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.fileno(), selectors.EVENT_READ)
+            while not self.closed and selector.select(0):
+                self._on_ready(IN)
 
     # --- the leader's thread: the end
 

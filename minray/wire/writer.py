@@ -98,6 +98,11 @@ class Writer:
         """Bytes that wait because the peer does not take them."""
         return self._buffered
 
+    @property
+    def flushed(self) -> bool:
+        """Whether the kernel has all that was queued before, or nothing can be written any more."""
+        return not self._lock.locked() and self.idle
+
     # --- for the leader's thread
 
     def attach(self, sock: Stream) -> None:

@@ -184,6 +184,7 @@ class Caller:
         """If it is stored, the node has heard of it: before its owner does, and so that it may go to disk."""
         if encoded[1] == STORED:
             self.rt.store.report([(encoded[0], encoded[2][0])], owner[1])
+            self.rt.reach_node()
         return encoded
 
     def _give(self, owner: Address, encoded: Encoded, scope: list[bytes]) -> tuple[int, Any]:

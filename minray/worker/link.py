@@ -59,6 +59,7 @@ from minray.worker.tasks import STORED
 log = logging.getLogger("minray")
 
 FEW = 4096
+LISTENS_AGAIN_S = 0.001  # how often is looked whether a node that was busy listens again
 AWAY_S = 0.5  # how often is looked whether a head that was away is back
 LOST = "the session is over: its node process is gone or shutdown() was called"
 
@@ -321,6 +322,12 @@ class Link:
                 return
             self.core.on_timer(what, number, monotonic())
             self.leave()
+
+    def reach_node(self) -> None:
+        """What was said to our node so far reaches it even if this process is killed now; what is said to others from
+        now on cannot be known without it. Waits if the node is too busy to listen. Not under the lock."""
+        while not (self.closed or (self.store.flushed and self.node.flushed)):
+            self.reactor.wait(Waiter(), LISTENS_AGAIN_S)
 
     def over(self) -> BaseException:
         """What to raise in calls that come after the end. A daemon thread that still runs when the interpreter exits

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from minray.wire import reactor as reactor_module
+from minray.wire.codec import encode_framed
 from minray.wire.election import Background, Election
 from minray.wire.errors import ConnectionLost, ReactorClosed, WireError
 from minray.wire.messages import Hello
@@ -914,3 +915,36 @@ def test_hello_is_not_a_handlers_business(reactor: Reactor) -> None:
     assert got.messages == [(1,)]
     assert issubclass(ReactorClosed, WireError)
     assert reactor_module.TICK_S > 0
+
+
+# --- a dead peer
+
+
+def test_what_a_dead_peer_had_sent_is_read_at_once_and_then_its_end(make: Callable[..., Reactor]) -> None:
+    reactor = make(background=False)
+    here, there = socket.socketpair()
+    got = Recorder(reactor)
+    conn = reactor.add_socket(here, got)
+    sent = [(1, i, bytes(1000)) for i in range(10)]
+    with there:
+        for message in sent:
+            there.sendall(encode_framed(message))
+    conn.read_rest()
+    assert got.messages == sent
+    assert conn.closed
+    reactor.wait(Waiter(), 0)
+    assert len(got.closed) == 1
+    conn.read_rest()
+    assert got.messages == sent and len(got.closed) == 1
+
+
+def test_what_a_dead_peer_had_sent_is_read_though_its_child_has_the_socket(make: Callable[..., Reactor]) -> None:
+    reactor = make(background=False)
+    here, there = socket.socketpair()
+    got = Recorder(reactor)
+    conn = reactor.add_socket(here, got)
+    with there:
+        there.sendall(encode_framed((1, "last")))
+        conn.read_rest()
+        assert got.messages == [(1, "last")]
+        assert not conn.closed

@@ -112,3 +112,21 @@ def test_a_corked_writer_is_not_closed_in_the_middle(pair: tuple[Writer, socket.
     writer.queue(b"last words")
     writer.uncork()
     assert there.recv(100) == b"last words"
+
+
+def test_it_is_flushed_when_the_kernel_has_all(pair: tuple[Writer, socket.socket]) -> None:
+    writer, there = pair
+    writer.open(b"")
+    assert writer.flushed
+    size = 8 << 20
+    writer.queue(bytes(size))
+    assert not writer.flushed
+    left = size
+    while left:
+        left -= len(there.recv(min(left, 1 << 20)))
+        writer.resume()
+    assert writer.flushed
+    assert writer.cork()
+    assert not writer.flushed, "somebody writes"
+    writer.uncork()
+    assert writer.flushed

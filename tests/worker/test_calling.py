@@ -60,6 +60,9 @@ class Runtime:
     def task_id_of(self, running: Running) -> bytes:
         return TASK
 
+    def reach_node(self) -> None:
+        self.store.log.append(("reach", b""))
+
     def leave(self) -> None:
         self.sent += [effect[2] for effect in self.core.effects if effect[0] == "send"]
         self.core.effects.clear()
@@ -94,7 +97,7 @@ def test_results_are_reported_and_give_their_references() -> None:
     granted = (ref._id, ME, True)
     assert status == MULTI
     assert values == [(STORED, ((NODE, 1, 0, 10), 10, [granted])), (INLINE, (b"", [], [granted])), (INLINE, b"")]
-    assert rt.store.log == [("report", object_id(1))]
+    assert rt.store.log == [("report", object_id(1)), ("reach", b"")]
     assert rt.lent(ref) == 2
 
 
@@ -106,7 +109,7 @@ def test_if_one_of_several_results_cannot_leave_none_does(error: BaseException) 
     with pytest.raises(type(error)):
         rt.caller.result(running(3), [(LARGE, [ref]), (SMALL, [ref]), error], [])
     assert rt.lent(ref) == 0
-    assert rt.store.log == [("report", object_id(1)), ("free", object_id(1))]
+    assert rt.store.log == [("report", object_id(1)), ("reach", b""), ("free", object_id(1))]
 
 
 def test_an_item_is_given_and_sent_in_one_go() -> None:
@@ -115,7 +118,7 @@ def test_an_item_is_given_and_sent_in_one_go() -> None:
     rt.caller.send_item(running(STREAMING), 4, (LARGE, [ref]), [])
     value = ((NODE, 1, 0, 10), 10, [(ref._id, ME, True)])
     assert rt.sent == [(RESULTS, [(7, 0, ITEM, (4, STORED, value), -1, None)])]
-    assert rt.store.log == [("report", object_id(6))]
+    assert rt.store.log == [("report", object_id(6)), ("reach", b"")]
 
 
 def test_an_interrupt_before_an_item_is_sent_takes_it_back() -> None:
@@ -133,7 +136,7 @@ def test_an_interrupt_before_an_item_is_sent_takes_it_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         rt.caller.send_item(running(STREAMING), 4, (LARGE, [ref]), [])
     assert rt.lent(ref) == 0 and rt.sent == []
-    assert rt.store.log == [("report", object_id(6)), ("free", object_id(6))]
+    assert rt.store.log == [("report", object_id(6)), ("reach", b""), ("free", object_id(6))]
 
 
 def test_an_interrupt_after_an_item_was_sent_leaves_it_alone() -> None:
@@ -141,4 +144,4 @@ def test_an_interrupt_after_an_item_was_sent_leaves_it_alone() -> None:
     rt.interrupted = True
     with pytest.raises(KeyboardInterrupt):
         rt.caller.send_item(running(STREAMING), 4, (LARGE, [rt.put()]), [])
-    assert rt.sent and rt.store.log == [("report", object_id(6))]
+    assert rt.sent and rt.store.log == [("report", object_id(6)), ("reach", b"")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
+
 from minray._base.config import Config
 from minray.wire.messages import Hello
 from minray.worker.core import Core
@@ -19,9 +21,14 @@ class NoReactor:
 
     def __init__(self) -> None:
         self.soon: list[Any] = []
+        self.waits = 0
 
     def call_soon(self, fn: Any) -> None:
         self.soon.append(fn)
+
+    def wait(self, waiter: Any, timeout: float) -> bool:
+        self.waits += 1
+        return False
 
 
 def make_link() -> tuple[Link, NoReactor]:
@@ -57,3 +64,30 @@ def test_very_many_objects_that_go_at_once_give_their_table_back() -> None:
         link.leave()
     assert not link.core.objects
     assert sys.getsizeof(link.core.objects) * 100 < before
+
+
+class Listens:
+    """A node that takes what is sent after so many looks."""
+
+    def __init__(self, after: int) -> None:
+        self.looks = after
+
+    @property
+    def flushed(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+@pytest.mark.parametrize(("store", "node", "waits"), [(0, 0, 0), (2, 0, 2), (0, 3, 3), (1, 1, 2)])
+def test_nobody_hears_of_what_a_busy_node_has_not_heard_of(store: int, node: int, waits: int) -> None:
+    link, reactor = make_link()
+    link.store, link.node = Listens(store), Listens(node)  # type: ignore[assignment]
+    link.reach_node()
+    assert reactor.waits == waits
+
+
+def test_a_closed_link_waits_for_no_node() -> None:
+    link, reactor = make_link()
+    link.store, link.node, link.closed = Listens(9), Listens(9), True  # type: ignore[assignment]
+    link.reach_node()
+    assert reactor.waits == 0

@@ -48,6 +48,7 @@ class Network:
         self.arrived: Counter[str] = Counter()  # messages of each kind
         self.cuts: dict[Pair, None] = {}  # machines: from, to
         self.machine_of: dict[bytes, bytes] = {}  # process → its machine
+        self._sure: dict[Pair, int] = {}  # so many of the next messages arrive though their sender should die
 
     def send(self, source: bytes, target: bytes, message: Any) -> None:
         """Queue one message."""
@@ -73,12 +74,22 @@ class Network:
         message = queue.popleft()
         if not queue:
             del self.queues[pair]
+        if pair in self._sure:
+            self._sure[pair] -= 1
+            if not self._sure[pair]:
+                del self._sure[pair]
         self.arrived[kind_of(message)] += 1
         return message
 
     def forget(self, pair: Pair) -> list[Any]:
         """What was in flight there is lost."""
+        self._sure.pop(pair, None)
         return list(self.queues.pop(pair, ()))
+
+    def is_sure(self, pair: Pair) -> None:
+        """The kernel has what is in flight there: see worker.link.reach_node."""
+        if pair in self.queues:
+            self._sure[pair] = len(self.queues[pair])
 
     def die(self, process: bytes, rng: random.Random, *, loses: bool) -> list[tuple[bytes, Any]]:
         """What was sent to it is lost, and, with ``loses``, the end of what it had sent. Returns the lost, each
@@ -88,8 +99,8 @@ class Network:
             if pair[1] == process:
                 lost += [(process, message) for message in self.forget(pair)]
             elif pair[0] == process and loses:
-                queue = self.queues[pair]
-                while queue and queue[-1] is not EOF and rng.random() < 0.3:
+                queue, sure = self.queues[pair], self._sure.get(pair, 0)
+                while len(queue) > sure and queue[-1] is not EOF and rng.random() < 0.3:
                     lost.append((pair[1], queue.pop()))
                 if not queue:
                     del self.queues[pair]

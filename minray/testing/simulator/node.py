@@ -74,6 +74,13 @@ class Conn:
     def uncork(self) -> None:
         """See ``cork``."""
 
+    def read_rest(self) -> None:
+        """The other one is dead: what it had still said, and the end."""
+        pair = (self._there, self._here)
+        network, node = self._world.network, self._world.nodes[self._here]
+        while not self.closed and pair in network.queues:
+            node.receive(self._there, network.take(pair))
+
     def close(self) -> None:
         """What is on its way to us is lost; what we said arrives, and then the end."""
         if not self.closed:
@@ -298,7 +305,8 @@ class Node(NodeService):
         return peer
 
     def _reaped(self, worker_id: bytes, number: int, page: tuple[int, int, int]) -> None:
-        """Its parent has reaped it; what it had said and is not read yet is lost."""
+        """Its parent has reaped it."""
+        self._hear_out(number)
         self.conns.pop(worker_id, None)
         self.sim.network.forget((worker_id, self.node_id))
         cause = {"text": "exit code -9", "expected": number in cast(Any, self.workers).expected}

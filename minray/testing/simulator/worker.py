@@ -200,6 +200,7 @@ class Call(Frame):
     def _report(self, object_id: bytes, location: Location) -> None:
         if self.process.store is not None:
             self.process.store.client.report([(object_id, location)], self.owner[1])
+            self.sim.network.is_sure((self.worker.worker_id, self.worker.node.node_id))
 
     def _give(self, object_id: bytes, location: Location | None) -> tuple[int, Any]:
         handles = self.sim.ledger.allowed(object_id, self.pick(2))
