@@ -83,6 +83,11 @@ class JobTable:
         """The worker id of a known job's driver."""
         return bytes(self._jobs[job_id]["driver_worker_id"])
 
+    def was_driver(self, job_id: bytes, worker_id: bytes) -> bool:
+        """Whether this was the driver of a job, and that has ended."""
+        job = self._jobs.get(job_id)
+        return job is not None and bool(job["is_dead"]) and job["driver_worker_id"] == worker_id
+
     def of_node(self, node_id: bytes) -> list[bytes]:
         """The running jobs whose drivers are on that node."""
         return [job_id for job_id in self._by_driver.values() if self._jobs[job_id]["node_id"] == node_id]

@@ -163,6 +163,10 @@ class NodeTable:
         """Whether that node is known and lives."""
         return node_id in self._live
 
+    def has_died(self, node_id: bytes) -> bool:
+        """Whether that node is known, and counts as dead."""
+        return node_id in self._nodes and not self.is_alive(node_id) and not self.is_expected(node_id)
+
     def death_of(self, node_id: bytes) -> str:
         """Why a node does not live."""
         node = self._nodes.get(node_id)

@@ -336,6 +336,8 @@ class GcsService(GroupRequests):
     def _on_create_actor(self, number: int, spec: dict[str, Any]) -> dict[str, Any]:
         is_new = self._actors.state_of(spec.get("actor_id", b"")) is None
         try:
+            if is_new and spec.get("lifetime") is None:
+                self._check_owner(spec)
             answer, effects = self._actors.create(spec, number)
         except ActorError as error:
             untold = self._refusals.take(self._now())
@@ -347,6 +349,21 @@ class GcsService(GroupRequests):
         if is_new and answer["created"]:
             self._may_undo(lambda: self._do(self._actors.kill(spec["actor_id"], True)))
         return answer
+
+    def _check_owner(self, spec: dict[str, Any]) -> None:
+        """A request may take longer than the news of its sender's end: then nothing would end what it makes."""
+        job_id, owner = spec.get("job_id", b""), spec.get("owner")
+        if owner is None:
+            return  # see ActorTable.create
+        if self._nodes.has_died(owner[0]):
+            why = f"its owner's node {owner[0].hex()[:8]} counts as dead: {self._nodes.death_of(owner[0])}"
+        elif self._jobs.was_driver(job_id, owner[1]):
+            why = f"its job {job_id.hex()} has ended"
+        else:
+            return
+        what = f"actor {spec['actor_id'].hex()} ({spec.get('class_name')})"
+        text = f"{what} is not made: {why}. What is to outlive its owner is made with lifetime='detached'"
+        raise ActorError("RaySystemError", text)
 
     def _on_get_actor(self, number: int, name: str, namespace: str) -> dict[str, Any]:
         return self._actors.get_named(name, namespace)

@@ -147,6 +147,24 @@ def test_jobs_and_the_end_of_their_drivers() -> None:
     assert head.to_node[-1] == Reply(3, True, False)
 
 
+def test_an_actor_that_is_asked_for_after_the_end_of_its_owner() -> None:
+    """Its request took longer than the news of its end."""
+    head, peer = Head(), Peer()
+    head.node(Request(2, "add_job", ({"driver_worker_id": OWNER, "driver_pid": 1},)))
+    assert head.ask(peer, "create_actor", spec(1))["created"]
+    head.node(Died(OWNER, -1, -1, -1, {"text": "signal 9"}))
+    assert head.ask(peer, "create_actor", spec(1))["created"], "this is the same request, asked again"
+    refused = head.ask(peer, "create_actor", spec(2))
+    assert refused.value[0] == "RaySystemError"
+    assert "has ended" in refused.value[1] and actor_id(2).hex() in refused.value[1]
+    assert head.ask(peer, "create_actor", spec(3, lifetime="detached"))["created"]
+    assert head.ask(peer, "create_actor", spec(4, owner=(NODE, b"w" * 28, "unix:/w")))["created"], "of a detached one"
+    head.gcs.node_lost(NODE, "it has not reported for 5 s")
+    refused = head.ask(peer, "create_actor", spec(5, owner=(NODE, b"v" * 28, "unix:/v")))
+    assert "it has not reported for 5 s" in refused.value[1]
+    assert "detached" in refused.value[1]
+
+
 def test_a_workers_death_ends_the_actors_that_it_owns() -> None:
     head, peer = Head(), Peer()
     head.ask(peer, "create_actor", spec(1, owner=(NODE, b"w" * 28, "unix:/w")))
