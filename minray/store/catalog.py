@@ -50,6 +50,7 @@ class SharedObject:
     batch: int = 0  # WRITING: the number of its file to be
     was: tuple[Copy, ...] = ()  # where its writers had put it, before that was given back
     restored: bool = False  # its copy was read from disk
+    writers: tuple[bytes, ...] = ()  # living processes that wrote it for its owner, which is another one
 
     def can_be_spilled(self) -> bool:
         """Whether it is only in memory, whole, and nobody reads it."""
@@ -82,6 +83,7 @@ class Catalog:
         self.objects: dict[bytes, SharedObject] = {}
         self._pinned_by: dict[bytes, dict[bytes, None]] = {}  # worker_id → its pinned objects
         self._owned_by: dict[bytes, dict[bytes, None]] = {}
+        self._written_by: dict[bytes, dict[bytes, Copy]] = {}  # writer → object → its copy; see ``writers``
         self._adopted: dict[bytes, None] = {}  # those without a known owner
         self._guests: OrderedDict[bytes, None] = OrderedDict()  # these three: the least recently read first
         self._spare: OrderedDict[bytes, None] = OrderedDict()
@@ -121,6 +123,20 @@ class Catalog:
         elif known.owner is None:
             self._adopted[object_id] = None
         return known
+
+    def wrote(self, known: SharedObject, writer: bytes, copy: Copy) -> None:
+        """Who wrote that copy, if not its owner."""
+        if writer != known.owner:
+            if writer not in known.writers:
+                known.writers += (writer,)
+            self._written_by.setdefault(writer, {})[known.object_id] = copy
+
+    def left_by(self, writer: bytes) -> list[tuple[SharedObject, Copy]]:
+        """It is dead: what it had written for others, and is still here."""
+        left = [(self.objects[object_id], copy) for object_id, copy in self._written_by.pop(writer, {}).items()]
+        for known, _ in left:
+            known.writers = tuple(other for other in known.writers if other != writer)
+        return left
 
     def add_guest(self, object_id: bytes, copy: Copy) -> SharedObject:
         """An object of another node, new here."""
@@ -273,6 +289,11 @@ class Catalog:
             order.pop(known.object_id, None)
         self.bytes -= sum(copy[2] for copy in known.copies)
         self._adopted.pop(known.object_id, None)
+        for writer in known.writers:
+            written = self._written_by[writer]
+            del written[known.object_id]
+            if not written:
+                del self._written_by[writer]
         if known.owner is not None:
             owned = self._owned_by[known.owner]
             del owned[known.object_id]
@@ -304,6 +325,8 @@ class Catalog:
                 assert known.pins, f"{object_id.hex()} is freed, unread and still here"
             else:
                 assert known.remaining is None
+        written = {(w, o) for o, known in self.objects.items() for w in known.writers}
+        assert {(w, o) for w, objects in self._written_by.items() for o in objects} == written
         assert set(self._adopted) == {o for o, known in self.objects.items() if known.owner is None}
         assert {p: set(objects) for p, objects in self._pinned_by.items()} == pinned
         assert {p: set(objects) for p, objects in self._owned_by.items()} == owned

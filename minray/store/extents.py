@@ -50,6 +50,7 @@ from minray.wire.messages import (
     ExtentRequest,
     ExtentReturn,
     Free,
+    LeftBehind,
     Location,
     Message,
     Narrow,
@@ -128,7 +129,17 @@ class ExtentTable(Admission):
             self._settle(known)
         for known in owned:
             self._begin_free(known)
+        self._tell_what_is_left(worker)
         return self._done(now)
+
+    def _tell_what_is_left(self, worker: bytes) -> None:
+        """It is dead: owners hear what it had written for them. If it could not say so, they free it."""
+        left: dict[bytes, list[tuple[bytes, int, int, int]]] = {}
+        for known, copy in self._catalog.left_by(worker):
+            if known.owner is not None and not known.freeing:
+                left.setdefault(known.owner, []).append((known.object_id, *copy))
+        for owner, objects in left.items():
+            self._send(owner, LeftBehind(self._node_id, objects))
 
     def tick(self, now: float) -> list[Effect]:
         """Time has passed; call it at ``next_deadline()``."""
@@ -179,6 +190,7 @@ class ExtentTable(Admission):
             if known is not None and known.disk is not None:
                 self._release(known.disk[0], object_id)  # what counts is what was made now
             known = self._catalog.add(object_id, owner, place)
+            self._catalog.wrote(known, worker, place)
             self._ended.pop(object_id, None)
             self._lost.pop(object_id, None)
             if (object_id, place) in self._early_frees or owner in self._dead:

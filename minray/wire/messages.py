@@ -401,6 +401,14 @@ class StoreReport(Message):
     store: dict[str, int]  # on_disk, spilled_bytes, restored_bytes
 
 
+@message(66)
+class LeftBehind(Message):
+    """Node → owner: a process that is dead had written these for you, whether or not it could tell you so."""
+
+    node_id: bytes  # where they lie
+    objects: list[tuple[bytes, int, int, int]]  # object_id, segment, offset, length
+
+
 # --- owner ↔ leased worker or actor -----------------------------------------------------------
 
 

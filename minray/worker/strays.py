@@ -2,7 +2,8 @@
 
 ::
 
-    an answer to an attempt that was given up ──▶ may its task still make it? ──yes──▶ kept until that is over ──┐
+    an answer to an attempt that was given up ─┐
+    what a dead process had written for us ────┴▶ may its task still make it? ──yes──▶ kept until that is over ──┐
                                                               │ no                                               │
                                                               ▼                                                  ▼
                                           is the object's own value stored on that node? ──yes──▶ it goes with that
@@ -44,6 +45,12 @@ class Strays:
             self.kept.setdefault(seq, []).append((object_id, location))
         else:
             self._free(object_id, location)
+
+    def left_behind(self, node_id: bytes, objects: list[tuple[bytes, int, int, int]]) -> None:
+        """A dead process had written these for us on that node. What it has told us of is in its record by now, or
+        still to be read from it while its task counts as running."""
+        for object_id, segment_id, offset, length in objects:
+            self.found(object_id, (node_id, segment_id, offset, length))
 
     def task_over(self, seq: int) -> None:
         """Its results are in their records."""

@@ -21,7 +21,7 @@ from minray.store.client import Room, StoreClient
 from minray.store.errors import SegmentGone
 from minray.store.extents import ExtentTable
 from minray.store.segments import Segments
-from minray.wire.messages import Message
+from minray.wire.messages import LeftBehind, Message
 
 NODE = b"n" * 28
 KIB, MIB = 1 << 10, 1 << 20
@@ -168,7 +168,7 @@ class World:
 
     def _to_client(self, worker_id: bytes, message: Message) -> None:
         self.log.append(("client", message))
-        if worker_id in self.to_client:
+        if worker_id in self.to_client and not isinstance(message, LeftBehind):  # that is for its owner: worker.strays
             self.to_client[worker_id].append(message)
 
 

@@ -17,6 +17,7 @@ from minray.wire.messages import (
     Free,
     Freed,
     Hello,
+    LeftBehind,
     Message,
     Narrow,
     Pin,
@@ -226,7 +227,7 @@ def test_an_orphaned_segment_goes_with_its_last_object() -> None:
     segment = table.extent(B)
     table.seal(B, X, segment, 0, 100, owner=A)
     table.pin(C, X, segment)
-    assert table.died(B) == []
+    assert table.died(B) == [("send", A, LeftBehind(NODE, [(X, segment, 0, 100)]))]
     assert table(A, Free([(X, segment, 0, 100)])) == []
     table.now = ADOPT_GRACE_S  # until then it could hold something that was not reported
     effects = table(C, Unpin([X]))
@@ -380,6 +381,45 @@ def test_a_writer_takes_back_its_own_copy_only() -> None:
     table(A, Unpin([X]))  # a reader has named the one that counts: the other one goes
     assert table.table.stats().object_bytes == 100
     assert sent(table(A, Free([(X, first, 0, 100)])), Freed) == [(B, Freed([(first, 0, 100)], False))]
+
+
+# --- what a dead writer leaves ----------------------------------------------------------------------
+
+
+def test_owners_hear_what_a_dead_process_had_written_for_them() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    table.seal(B, Y, segment, 128, 100)
+    table.seal(B, object_id(1, C), segment, 256, 50, owner=C)
+    effects = table.died(B)
+    assert sent(effects, LeftBehind) == [
+        (A, LeftBehind(NODE, [(X, segment, 0, 100), (Y, segment, 128, 100)])),
+        (C, LeftBehind(NODE, [(object_id(1, C), segment, 256, 50)])),
+    ]
+    table(A, Free([(X, segment, 0, 100), (Y, segment, 128, 100)]))
+    table.now = ADOPT_GRACE_S
+    assert [e[0] for e in table(C, Free([(object_id(1, C), segment, 256, 50)]))] == ["unlink"]
+
+
+def test_nobody_hears_of_what_is_freed_or_was_its_own() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    table.seal(B, object_id(1, B), segment, 128, 100, owner=B)
+    table.seal(B, Y, segment, 256, 100)
+    table.pin(C, Y, segment, 256)
+    table(A, Free([(X, segment, 0, 100), (Y, segment, 256, 100)]))
+    assert sent(table.died(B), LeftBehind) == []
+
+
+def test_a_copy_of_each_dead_writer_is_told_of() -> None:
+    table = Table()
+    first, second = table.extent(B), table.extent(C)
+    table.seal(B, X, first, 0, 100)
+    table.seal(C, X, second, 0, 100)
+    assert sent(table.died(B), LeftBehind) == [(A, LeftBehind(NODE, [(X, first, 0, 100)]))]
+    assert sent(table.died(C), LeftBehind) == [(A, LeftBehind(NODE, [(X, second, 0, 100)]))]
 
 
 # --- adoption -------------------------------------------------------------------------------------

@@ -137,6 +137,31 @@ def test_a_repeated_item_that_was_dropped_goes_at_once() -> None:
     assert world.freed() == [world.place(2)]
 
 
+def test_what_a_dead_process_had_written_and_did_not_tell_goes_with_its_task() -> None:
+    world = StrayWorld()
+    world.do(world.core.strays.left_behind, NODE, [(world.ids[0], *LATE[1:])])
+    assert world.freed() == [], "its answer may still be unread"
+    world.answer(world.task, ERROR, RAISED)
+    assert world.freed() == [LATE]
+
+
+def test_what_a_dead_process_had_written_and_told_is_left_alone() -> None:
+    world = StrayWorld()
+    world.answer(world.task, STORED, at(LATE))
+    world.do(world.core.strays.left_behind, NODE, [(world.ids[0], *LATE[1:])])
+    assert world.freed() == []
+
+
+def test_items_that_a_dead_process_had_written_and_nobody_heard_of_go_with_the_stream() -> None:
+    world = StreamStrays()
+    world.item(0, world.place(1), attempt=1)
+    unheard = [(world.core.object_id(world.task.seq, 2 + index), *world.place(5 + index)[1:]) for index in range(3)]
+    world.do(world.core.strays.left_behind, NODE, unheard)
+    assert world.freed() == []
+    world.answer(world.task, END, 0)
+    assert world.freed() == [world.place(6), world.place(7)]
+
+
 def test_nothing_is_kept_of_a_task_that_is_over() -> None:
     world = StrayWorld()
     world.late()

@@ -32,6 +32,7 @@ from minray.wire.messages import (
     LeaseGrant,
     LeaseInfeasible,
     LeaseSpill,
+    LeftBehind,
     Message,
     NodeGone,
     ObjectLost,
@@ -267,6 +268,9 @@ class Process:
         elif isinstance(msg, ObjectLost):
             if core.lineage is not None:
                 core.lineage.on_lost(msg.object_id, msg.location, msg.reason)
+        elif isinstance(msg, LeftBehind):
+            self.sim.ledger.seen["left behind"] += len(msg.objects)
+            core.strays.left_behind(msg.node_id, msg.objects)
         elif isinstance(msg, NodeGone):
             self._on_node_gone(msg.node_id)
         elif isinstance(msg, Reply):

@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from minray.store.authority import StoreAuthority
-from minray.store.catalog import SharedObject
 from minray.store.client import Room, StoreClient
 from minray.store.errors import SegmentGone
 from minray.store.extents import ExtentTable
@@ -208,16 +207,11 @@ class NodeStore(StoreAuthority):
         self.disk = SlowDisk(node, self)
 
     def check_rest(self) -> None:
-        """Nobody has objects: nothing is left of any, here and on disk. (But what a worker had written for another
-        process, and died before it could say so, stays until that one ends.)"""
-        objects = self.table._catalog.objects
-        left = [known for known in objects.values() if not self._is_orphan(known)]
+        """Nobody has objects: nothing is left of any, here and on disk."""
+        left = list(self.table._catalog.objects.values())
         stats = self.table.stats()
-        if left or stats.pinned_bytes or stats.waiting or (self.disk.files and not objects):
+        if left or stats.pinned_bytes or stats.waiting or self.disk.files:
             raise SimulationError(f"the store has something left: {left[:1]}, {stats}, files {list(self.disk.files)}")
-
-    def _is_orphan(self, known: SharedObject) -> bool:
-        return known.disk is not None or self.table._book.writer_of(known.copies[0][0]) is None
 
 
 class ProcessStore:

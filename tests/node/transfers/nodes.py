@@ -19,7 +19,7 @@ from minray.store.client import StoreClient
 from minray.store.extents import ExtentTable
 from minray.store.holds import Gone, Hold
 from minray.store.segments import choose
-from minray.wire.messages import Hello, Location, Message
+from minray.wire.messages import Hello, LeftBehind, Location, Message
 from minray.wire.reactor import Reactor
 from tests.store.support import MIB, object_id, pattern
 from tests.wire.support import LONG, TOKEN, make_reactor
@@ -59,7 +59,7 @@ class Node:
 
     def _to_client(self, worker_id: bytes, message: Message) -> None:
         client = self.clients.get(worker_id)
-        if client is not None:
+        if client is not None and not isinstance(message, LeftBehind):  # that is for its owner: worker.strays
             client.on_message(message)
 
     def _settled(self) -> None:
