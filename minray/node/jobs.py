@@ -141,7 +141,7 @@ class Jobs:
     def _over(self, job_id: bytes, driver: bytes) -> None:
         """Its workers get the grace, and then no more."""
         node = self._node
-        node.do(node.table.job_gone(job_id, node.now(), driver))
+        node.do(node.table.job_ends.gone(job_id, node.now(), driver))
         node.reactor.call_later(node.config.shutdown_grace_s, lambda: self._kill_rest_of(job_id))
 
     def _kill_rest_of(self, job_id: bytes) -> None:
@@ -153,12 +153,12 @@ class Jobs:
     def tidy(self, job_id: bytes) -> None:
         """Something of that job has ended: if the job has, too, and nothing of it is left, forget it."""
         node = self._node
-        if job_id not in self._ended or node.table.has_job(job_id):
+        if job_id not in self._ended or node.table.job_ends.anything_left(job_id):
             return
         if not any(peer.job_id == job_id for peer in node.peers.values()):
             self._ended.discard(job_id)
             self._configs.pop(job_id, None)
-            node.table.forget_job(job_id)
+            node.table.job_ends.forget(job_id)
 
     def let_go(self) -> None:
         """The node ends: whatever becomes of the drivers is not its business any more."""
@@ -174,7 +174,7 @@ class Jobs:
         self._configs[job_id] = self._make(config, config.get("namespace") or "")
         if config.get("ended"):
             self._ended.add(job_id)
-            self._node.table.job_over(job_id)
+            self._node.table.job_ends.over(job_id)
         else:
             self._node.ask_gcs("job_end", job_id, then=lambda _: self._foreign_over(job_id))
 

@@ -28,6 +28,7 @@ from minray.node.actor_placement import ActorPlacements
 from minray.node.book import ResourceBook, ResourceIds, cpus_of
 from minray.node.bundles import Bundles
 from minray.node.demands import Demand, DemandKey, DemandQueue, WorkerClass
+from minray.node.job_ends import JobEnds
 from minray.node.spillover import Spillover
 from minray.node.view import View, describe_node
 from minray.node.worker_pool import IDLE, LEASED, LEAVING, MAX_FAILED_STARTS, STARTING, Effect, PoolWorker, WorkerPool
@@ -93,6 +94,7 @@ class LeaseTable:
         self.addresses: dict[bytes, Address] = {}  # of everybody who has registered
         self.actors = ActorPlacements(self)
         self.bundles = Bundles(self)
+        self.job_ends = JobEnds(self)
         self.away = Spillover(self, view if view is not None else View(node_id), labels or {})
         self.infeasible: dict[tuple[bytes, DemandKey], Demand] = {}
         self.quantum_s = quantum_s
@@ -103,10 +105,8 @@ class LeaseTable:
         self.wake_at: float | None = None  # when a lease becomes old enough to be revoked
         self.memory_hold: float | None = None  # memory has run out: until then nothing begins beside what runs
         self.last_start_failure = ""
-        self._homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
+        self.homes: dict[bytes, WorkerClass] = {}  # of drivers, and of jobs
         self._doomed: dict[int, Lease] = {}  # whose owners are gone: they have a kill_at
-        self._over: set[bytes] = set()  # jobs that have ended, and may have something left here
-        self._loose: dict[bytes, None] = {}  # of these: whose workers may have become superfluous
         self.grace_s = infeasible_grace_s
         self._last_no = first_no  # unique in the cluster: each node begins elsewhere
 
@@ -115,13 +115,13 @@ class LeaseTable:
     def driver_joined(self, driver: bytes, address: Address, job: WorkerClass) -> None:
         """A driver has registered: ``job`` is what its plain tasks run in."""
         self.addresses[driver] = address
-        self._homes[driver] = job
-        self._homes[job.job_id] = job
+        self.homes[driver] = job
+        self.homes[job.job_id] = job
 
     def stranger_joined(self, owner: bytes, address: Address, job: WorkerClass) -> None:
         """An owner of another node asks for workers here: plain tasks of it run in ``job``."""
         self.addresses[owner] = address
-        self._homes[owner] = job
+        self.homes[owner] = job
         self.away.strangers.add(owner)
 
     def home(self, owner: bytes, job_id: bytes = b"") -> WorkerClass:
@@ -129,7 +129,7 @@ class LeaseTable:
         worker = self.pool.by_id.get(owner)
         if worker is not None:
             return worker.worker_class
-        return self._homes.get(owner) or self._homes.get(job_id) or WorkerClass(job_id)
+        return self.homes.get(owner) or self.homes.get(job_id) or WorkerClass(job_id)
 
     # -- what owners say ---------------------------------------------------------------------------
 
@@ -191,7 +191,7 @@ class LeaseTable:
         """An owner has died or left: nothing is granted to it, and what runs for it is stopped."""
         effects: list[Effect] = []
         self.addresses.pop(owner, None)
-        self._homes.pop(owner, None)
+        self.homes.pop(owner, None)
         self.away.owner_gone(owner)
         for demand in [d for d in self.demands.values() if d.owner == owner and d.actor is None]:
             self.withdraw(demand)
@@ -213,7 +213,7 @@ class LeaseTable:
         if worker.state == LEAVING:
             return self.pool.leave(number, now, graceful=True, reason="it is not needed any more")
         self.addresses[worker.worker_id] = address
-        self._loosen(worker.worker_class.job_id)
+        self.job_ends.loosen(worker.worker_class.job_id)
         return self.schedule(now)
 
     def ended(self, worker_id: bytes, lease_no: int, now: float) -> list[Effect]:
@@ -299,79 +299,6 @@ class LeaseTable:
         """A driver came: have workers ready for it."""
         return self.pool.prestart(self.home(b"", job_id), count, now)
 
-    def job_gone(self, job_id: bytes, now: float, driver: bytes = b"") -> list[Effect]:
-        """A driver is gone: its workers end, except detached actors and whoever works for them. Owners on other
-        nodes may be, or work for, such actors: the driver excepted, their own ends decide."""
-        spared = self.actors.detached_workers(job_id) | self._owners_elsewhere(job_id) - {driver}
-        frontier = set(spared)
-        while frontier:
-            frontier = {x.worker_id for x in self.leases.values() if x.demand.owner in frontier} - spared
-            spared |= frontier
-        effects = self.actors.job_gone(job_id, spared)
-        self.pool.job_gone(job_id)
-        self._over.add(job_id)
-        if not spared:
-            self._homes.pop(job_id, None)
-        for demand in list(self.demands.values()):
-            plain = demand.actor is None and not demand.bundles
-            if plain and demand.worker_class.job_id == job_id and demand.owner not in spared:
-                self.withdraw(demand)
-        for worker in list(self.pool.workers.values()):
-            if worker.worker_class.job_id == job_id and worker.worker_id not in spared:
-                lease = self.leases.get(worker.lease_no)
-                graceful = lease is None or lease.demand.actor is not None
-                self.addresses.pop(worker.worker_id, None)
-                effects += self.pool.leave(worker.number, now, graceful=graceful, reason="its job has ended")
-        return effects + self.schedule(now)
-
-    def has_job(self, job_id: bytes) -> bool:
-        """Whether something of that job runs or waits here."""
-        if any(worker.worker_class.job_id == job_id for worker in self.pool.workers.values()):
-            return True
-        return any(demand.worker_class.job_id == job_id for demand in self.demands.values())
-
-    def forget_job(self, job_id: bytes) -> None:
-        """It is over, and nothing of it is here."""
-        self._homes.pop(job_id, None)
-        self._over.discard(job_id)
-        self._loose.pop(job_id, None)
-
-    def job_over(self, job_id: bytes) -> None:
-        """It had ended before anything of it came here: what serves its detached actors goes with them."""
-        self._over.add(job_id)
-
-    def _loosen(self, job_id: bytes) -> None:
-        """If that job has ended, see soon whether anybody works or waits for it yet."""
-        if job_id in self._over:
-            self._loose[job_id] = None
-
-    def _sweep(self, now: float) -> list[Effect]:
-        """A job that has ended, and for which nobody works or waits here any more, needs no idle workers."""
-        effects: list[Effect] = []
-        loose, self._loose = self._loose, {}
-        for job_id in loose:
-            if any(demand.worker_class.job_id == job_id for demand in self.demands.values()):
-                continue
-            idle = [w for w in self.pool.workers.values() if w.state == IDLE and w.worker_class.job_id == job_id]
-            for worker in idle:
-                self.addresses.pop(worker.worker_id, None)
-                effects += self.pool.leave(worker.number, now, graceful=True, reason="its job has ended")
-        return effects
-
-    def _owners_elsewhere(self, job_id: bytes) -> set[bytes]:
-        """The processes on other nodes, of that job, for which something runs or waits here."""
-        found = set()
-        for demand in (*self.demands.values(), *(lease.demand for lease in self.leases.values())):
-            if demand.worker_class.job_id != job_id:
-                continue
-            if demand.actor is not None:
-                home, owner, _ = demand.actor.spec["owner"]
-                if home != self.node_id:
-                    found.add(owner)
-            elif demand.owner in self.away.strangers:
-                found.add(demand.owner)
-        return found
-
     # -- granting ----------------------------------------------------------------------------------
 
     def admit(self, demand: Demand, now: float) -> list[Effect]:
@@ -438,8 +365,16 @@ class LeaseTable:
 
     def schedule(self, now: float) -> list[Effect]:
         """Grant what can be granted, then start workers and revoke leases for those who still wait."""
-        effects = self._sweep(now) if self._loose else []
+        effects = self.job_ends.sweep(now)
         pressure.let_go(self, now)
+        before = self.reserved
+        effects += self._serve(now)
+        if before is not None and self.reserved is not before:
+            effects += self._serve(now)  # those who were held back for it
+        return effects
+
+    def _serve(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         if self.queue and (self.pool.has_idle() or self.bundles.waiting):
             self.queue.serve(lambda demand: self._grant(demand, now, effects))
         self.wake_at = None
@@ -519,7 +454,7 @@ class LeaseTable:
         demand.fatal_at = None
         if demand.wanted == 0 and not demand.leases:
             self.demands.pop(place, None)
-            self._loosen(demand.worker_class.job_id)
+            self.job_ends.loosen(demand.worker_class.job_id)
 
     # -- time --------------------------------------------------------------------------------------
 

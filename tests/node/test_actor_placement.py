@@ -162,7 +162,7 @@ def test_affinity_binds_it_too(node: Node) -> None:
 
 def test_the_end_of_the_job_ends_the_wait_for_good(node: Node) -> None:
     node.order(2)
-    node.do(node.table.job_gone(JOB, node.now))
+    node.do(node.table.job_ends.gone(JOB, node.now))
     node.to_gcs.clear()
     assert node.tick(5.0) == []
 

@@ -310,7 +310,7 @@ def test_the_end_of_a_job_leaves_its_groups_to_the_gcs() -> None:
     ready(world, CPU1)
     prepare(world, CPU2, group=OTHER)
     world.do(world.table.owner_gone(DRIVER, world.now))
-    world.do(world.table.job_gone(JOB, world.now))
+    world.do(world.table.job_ends.gone(JOB, world.now))
     assert world.table.bundles.held() == [(GROUP, 1)]
     assert world.table.bundles.waiting
 

@@ -388,7 +388,7 @@ def test_the_end_of_a_job_spares_detached_actors_and_their_helpers() -> None:
     world.register_all()
     helper = world.take(LeaseGrant, detached)[0].worker[1]
     world.do(world.table.owner_gone(DRIVER, world.now))
-    world.do(world.table.job_gone(JOB, world.now))
+    world.do(world.table.job_ends.gone(JOB, world.now))
     world.register_all()
     gone = {number for number, _, _ in world.exits}
     alive = {w.worker_id for w in world.pool.workers.values() if w.number not in gone}
@@ -408,7 +408,7 @@ def test_the_end_of_a_job_leaves_owners_on_other_nodes_to_their_own_ends() -> No
     world.register_all()
     leased = {owner: world.take(LeaseGrant, owner)[0].worker[1] for owner in (far, driver)}
     actors = world.table.actors.running()
-    world.do(world.table.job_gone(JOB, world.now, driver))
+    world.do(world.table.job_ends.gone(JOB, world.now, driver))
     world.register_all()
     gone = {number for number, _, _ in world.exits}
     alive = {w.worker_id for w in world.pool.workers.values() if w.number not in gone}
@@ -423,7 +423,7 @@ def test_the_last_work_for_an_ended_job_takes_its_idle_workers_with_it() -> None
     world.demand(2, owner=far)
     world.register_all()
     first, second = world.take(LeaseGrant, far)
-    world.do(world.table.job_gone(JOB, world.now, b"D" * 28))
+    world.do(world.table.job_ends.gone(JOB, world.now, b"D" * 28))
     world.demand(0, owner=far)
     world.do(world.table.returned(far, first.lease_no, False, world.now))
     assert not world.exits, "somebody may want it once more"
@@ -439,7 +439,7 @@ def test_an_actor_that_waits_for_nothing_any_more_leaves_no_worker_of_an_ended_j
         world = World(cpus=1)
         world.demand(1, job=OTHER_JOB, owner=b"e" * 28)  # has the CPU
         world.register_all()
-        world.table.job_over(JOB)
+        world.table.job_ends.over(JOB)
         order = actor_order(1, placement_resources=CPU1, lifetime="detached")
         world.do(world.table.start_actor(order, world.now))
         world.do(world.table.prestart(JOB, 1, world.now))

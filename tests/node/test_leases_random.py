@@ -123,7 +123,7 @@ class Leases(RuleBasedStateMachine):
     def teardown(self) -> None:
         world = self.world
         world.do(world.table.owner_gone(DRIVER, world.now))
-        world.do(world.table.job_gone(JOB, world.now))
+        world.do(world.table.job_ends.gone(JOB, world.now))
         world.pass_time(2)
         for number in sorted(world.pool.workers):
             world.exit(number, expected=True)

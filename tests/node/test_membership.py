@@ -182,7 +182,7 @@ def test_a_job_that_is_over_and_of_which_nothing_is_left_is_forgotten(bench: Clu
     (waits,) = [m for m in bench.to_gcs if isinstance(m, Request) and m.method == "job_end"]
     bench.do(lambda: bench.node.on_gcs(Reply(waits.request_id, True, True)))
     wait_for(lambda: JOB not in jobs._configs)
-    assert JOB not in table._homes and not jobs._ended
+    assert JOB not in table.homes and not jobs._ended
 
     bench.do(lambda: bench.node.on_gcs(Introduce(JOB, {"sys_path": ["/again"], "ended": True})))
     bench.do(lambda: bench.node.on_gcs(actor_order(1, lifetime="detached")))

@@ -280,3 +280,19 @@ def test_when_nothing_runs_any_more_one_begins_and_the_others_still_wait() -> No
     world.pass_time(5.0)
     world.register_all()
     assert len(world.take(LeaseGrant)) == 2
+
+
+def test_who_was_held_back_gets_its_turn_when_the_reservation_lapses() -> None:
+    """What was coming together is taken by a deeper request; then there is room that nobody is kept from any more."""
+    world = World(cpus=3)
+    world.demand(3)
+    world.register_all()
+    first, second, _ = world.take(LeaseGrant)
+    world.demand(0)
+    world.demand(1, key=2, resources={"CPU": 30_000})
+    world.demand(1, key=3)
+    world.ended(first.lease_no)
+    world.ended(second.lease_no)
+    assert world.table.reserved is not None and not world.take(LeaseGrant)
+    world.demand(1, key=4, depth=1)
+    assert {grant.key for grant in world.take(LeaseGrant)} == {3, 4}
