@@ -48,16 +48,6 @@ def a_restart_costs_two(original: Replacement) -> Replacement:
     return restart
 
 
-@bug(ActorTable, "kill", "side by side")
-def a_killed_actor_restarts_beside_itself(original: Replacement) -> Replacement:
-    def kill(table: ActorTable, actor_id: bytes, no_restart: bool) -> Any:
-        effects = original(table, actor_id, no_restart)
-        actor = table._actors[actor_id]
-        return [*effects, *table._dispatch(actor)] if actor.awaited is not None else effects
-
-    return kill
-
-
 @bug(ActorTable, "ended", "reasons to restart|ends for no reason")
 def the_end_of_an_older_incarnation_counts(original: Replacement) -> Replacement:
     def ended(table: ActorTable, node_id: bytes, report: Any) -> Any:
@@ -82,6 +72,17 @@ def calls_that_wait_for_a_restart_are_charged(original: Replacement) -> Replacem
         original(calls, update)
 
     return on_update
+
+
+@bug(ActorCalls, "_interrupted", "allowed")
+def an_interrupted_call_costs_no_retry(original: Replacement) -> Replacement:
+    def interrupted(calls: ActorCalls, actor: Any, cause: Any = None) -> None:
+        batch = [(task, task.retries) for task in actor.inflight.values()]
+        original(calls, actor, cause)
+        for task, retries in batch:
+            task.retries = retries
+
+    return interrupted
 
 
 @bug(ActorCalls, "_interrupted", "after a later call")

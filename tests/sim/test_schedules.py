@@ -149,7 +149,8 @@ SEEN = """
     death of the head, end of an actor: killed, end of an actor: out_of_scope,
     end of an actor: creation_failed, end of an actor: exited, end of an actor: owner_died,
     end of an actor: job_finished, end of an actor: unschedulable, end of an actor: worker_died,
-    spilled, restored
+    end of an actor: node_died, death of the head within a turn, error unmade,
+    spilled, restored, disk full, lost on disk, store full
 """
 ARRIVED = """
     TASKS, CALLS, RESULTS, RELEASES, BORROWS, FETCH, VALUES, eof, exited, Register, Registered, Introduce,
@@ -159,7 +160,7 @@ ARRIVED = """
     CommitBundles, ReleaseBundles, NodeReport, ClusterView, NodeGone, create_actor, kill_actor,
     subscribe_actor, actor_out_of_scope, create_placement_group, wait_placement_group, remove_placement_group,
     add_node, job_end, once, ExtentRequest, ExtentGrant, ExtentRefused, Sealed, Free, Freed, Pin, Pinned, Unpin, Trim,
-    Trimmed
+    Trimmed, Fenced, ObjectLost
 """
 
 

@@ -24,8 +24,8 @@ from minray.wire.messages import ActorUpdate, Message, Request, pack, unpack
 if TYPE_CHECKING:
     from minray.testing.simulator.world import World
 
-UNREAD = 2  # messages at most that a head has read and not acted on when it is killed
-UNSAID = 3  # and less than so many of its last turn that still leave
+UNREAD = (0, 1, 3, 6)  # so many messages has a head read and not acted on when it is killed
+SAID = (0, 0, 1, 2)  # and so many of its last turn still leave
 
 
 class Killed(BaseException):
@@ -115,13 +115,13 @@ class Gcs:
     def kill(self, rng: random.Random) -> None:
         """SIGKILL, perhaps in the middle of a turn."""
         network = self.sim.network
-        for _ in range(rng.choice((0, 1, UNREAD))):
+        for _ in range(rng.choice(UNREAD)):
             unread = [pair for pair in network.busy() if pair[1] == GCS_ID]
             if unread:
                 pair = rng.choice(unread)
                 self._hear(pair[0], network.take(pair))
-        if rng.random() < 0.7:
-            self._credit = rng.randrange(UNSAID)
+        if rng.random() < 0.8:
+            self._credit = rng.choice(SAID)
             try:
                 self.end_turn()
             except Killed:
@@ -187,11 +187,14 @@ class Gcs:
             door = self._doors[source] = Door(self.sim, GCS_ID, source)
         assert isinstance(message, Request)
         self._check_request(message)
-        if message.method == "create_actor" and self.sim.is_dead(message.args[0]["owner"][1]):
+        if message.method == "create_actor" and self._owner_has_died(message.args[0]):
             return  # its death may be known already: then nothing would end the actor but the end of the job
-        if message.method == "create_placement_group" and message.args[0]["job_id"] in self.sim.ended_jobs():
-            return  # the same
         self.service.on_request(door, message)
+
+    def _owner_has_died(self, spec: dict[str, Any]) -> bool:
+        """A worker that is dead. (A driver's request is refused when its job has ended.)"""
+        owner = spec["owner"]
+        return self.sim.is_dead(owner[1]) and owner != self.sim.driver_of(spec["job_id"])
 
     def _check_request(self, request: Request) -> None:
         early = request.method == "actor_out_of_scope" and self.state_of(request.args[0]) == "PENDING"

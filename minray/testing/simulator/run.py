@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from minray.testing.simulator.ledger import SimulationError
-from minray.testing.simulator.network import GCS_ID, Pair
+from minray.testing.simulator.network import GCS_ID, Pair, kind_of
+from minray.testing.simulator.node import Node
 from minray.testing.simulator.store import BAD, FINE, FULL, KIB
 from minray.testing.simulator.user import Frame
 from minray.testing.simulator.worker import Call, Worker
@@ -31,8 +32,10 @@ A_MOMENT_S = 0.12
 A_WHILE_S = 2.7
 HEAD_NAME = "head"
 HEADS = 3  # that die in a story at most, if no driver dies with them
-MEMORY = 320  # KiB: half a dozen objects
+MEMORY = 270  # KiB: three or four objects
 FOREVER_S = 60.0
+YOUNG = 120  # steps, in which there is little to lose
+HEARTBEATS = ("NodeReport", "StoreReport", "eof")
 
 
 class Event(NamedTuple):
@@ -181,20 +184,23 @@ class Simulation(World):
         """Something happens. False: nothing can, unless time passes."""
         self.steps += 1
         rng = self._choices
-        if (self.kills_left or self.cuts_left) and rng.random() < 0.03 and self._misfortune():
+        harm = 0.08 if self.steps > YOUNG else 0.01
+        if (self.kills_left or self.cuts_left) and rng.random() < harm and self._misfortune():
             return True
         if not self.gcs.alive and rng.random() < 0.05:
             return self.happen("start", HEAD_NAME)
         silence = bool(self.network.cuts or self.frozen or self.memory)  # it takes a while to be noticed; so do disks
-        if rng.random() < (0.08 if silence or self.gcs.life > 1 or not self.gcs.alive else 0.02):
-            self.happen("wait", str(rng.choice((A_MOMENT_S, A_WHILE_S)) if silence else A_MOMENT_S))
-        if user_code and self.memory and rng.random() < 0.03:
+        often = 0.3 if self.memory else 0.08 if silence or self.gcs.life > 1 or not self.gcs.alive else 0.02
+        if rng.random() < often:
+            for _ in range(rng.choice((1, 1, 4)) if silence else 1):  # each ends with the next timer
+                self.happen("wait", str(rng.choice((A_MOMENT_S, A_WHILE_S)) if silence else A_MOMENT_S))
+        if user_code and self.memory and rng.random() < 0.02:
             self.happen("disk", self.head.name, rng.choice((FINE, FULL, BAD, BAD)))
         if self.network.cuts and rng.random() < 0.01:
             self.happen("heal")
         busy = self.network.busy()
-        if self.heads_left and self.gcs.alive and rng.random() < 0.08 and any(pair[1] == GCS_ID for pair in busy):
-            self.heads_left -= 1  # while something is on its way to it: that is when it hurts
+        if self.heads_left and self.gcs.alive and rng.random() < 0.04 and self._head_is_asked(busy):
+            self.heads_left -= 1
             return self.happen("kill", HEAD_NAME)
         if busy and rng.random() < 0.6:
             source, target = self._next_pair(busy)
@@ -208,6 +214,11 @@ class Simulation(World):
             if (source, target) in self.network.queues:
                 self.happen("deliver", self.name_of(source), self.name_of(target))
         return bool(busy)
+
+    def _head_is_asked(self, busy: list[Pair]) -> bool:
+        """Whether something is on its way to the head that it will have to act on: then its death hurts."""
+        queues = self.network.queues
+        return any(pair[1] == GCS_ID and kind_of(queues[pair][0]) not in HEARTBEATS for pair in busy)
 
     def _next_pair(self, busy: list[Pair]) -> Pair:
         """Any of them; but now and then one connection is slow for a while, and much happens meanwhile."""
@@ -235,20 +246,32 @@ class Simulation(World):
         others = [node for node in self.nodes.values() if not node.is_head]
         if self.cuts_left and others and rng.random() < 0.5:
             self.cuts_left -= 1
-            return self._cut(str(rng.choice(others).name), rng.choice([node.name for node in self.nodes.values()]))
+            names = [node.name for node in (self.nodes.values() if rng.random() < 0.5 else (self.head,))]
+            return self._cut(rng.choice(others).name, rng.choice(names))
         if not self.kills_left:
             return False
         self.kills_left -= 1
         if others and self.gcs.alive and rng.random() < 0.03:
             return self.happen("kill", HEAD_NAME)
         if others and rng.random() < 0.3:
-            return self.happen(rng.choice(("lose", "freeze")), rng.choice(others).name)
+            return self.happen(rng.choice(("lose", "freeze")), rng.choice(self._which_may_be_lost(others)).name)
         if rng.random() < 0.05:
             return self.happen("jump", str(rng.choice((1.0, 7.0, 40.0))))
         victims = [str(worker) for worker in self._who_may_die()]
         if len(self.programs) > 1 and rng.random() < 0.2:
             victims = [str(self.programs[-1].process)]
         return bool(victims) and self.happen("kill", rng.choice(victims))
+
+    def _which_may_be_lost(self, others: list[Node]) -> list[Node]:
+        """Often one where actors live, or where results of others lie: that hurts more."""
+        rng = self._choices
+        if rng.random() < 0.3:
+            hosts = {worker.node.node_id for worker in self.workers() if worker.actor is not None}
+        else:
+            home = {one[:12]: machine for one, machine in self.network.machine_of.items()}
+            copies = self.ledger.copies.items()
+            hosts = {place[0] for object_id, places in copies for place in places if place[0] != home[object_id[:12]]}
+        return [node for node in others if node.node_id in hosts] or others
 
     def _who_may_die(self) -> list[Worker]:
         """Often an actor, or who is busy: that hurts more."""
@@ -278,9 +301,21 @@ class Simulation(World):
         self.start_head()
         self._on_disk(self.head.name, FINE)
         self.settle()
+        for _ in range(2):  # what is lost is asked for, and then there
+            self._read_everything()
+            self.settle()
         while self.let_go():
             self.settle()
         self.judge.rest()
+
+    def _read_everything(self) -> None:
+        """Whoever has a reference looks at what is there."""
+        for process in list(self.processes.values()):
+            frames: list[Frame] = [program for program in self.programs if program.process is process]
+            reader = Frame(process)
+            reader.look_at([handle for frame in frames or [reader] for handle in frame.in_hand()])
+            reader.close(keeps=0.0)
+            process.perform()
 
     def settle(self) -> None:
         """Let everything finish that can."""
@@ -386,7 +421,7 @@ def setting_of(seed: int, nodes: int | None = None) -> Setting:
         nodes = 1 if seed % 2 else 2 + seed // 2 % 3
     apart = seed // 6 % 2 if nodes > 1 else 0
     return Setting(
-        nodes, 1 + seed % 3, 1 + (seed % 5 == 0), int(seed % 7 == 0), seed,
+        nodes, 1 + seed % 3 if nodes == 1 else 1 + (seed % 3 == 0), 1 + (seed % 5 == 0), int(seed % 7 == 0), seed,
         apart=apart, actors=int(seed // 4 % 3 == 1), memory=MEMORY if nodes == 1 and seed // 2 % 2 else 0,
     )  # fmt: skip
 

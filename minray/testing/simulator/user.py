@@ -20,7 +20,8 @@ from minray.worker.tasks import STORED, STREAMING, Function, Stream, Task
 
 MAX_DEPTH = 3  # of nested tasks
 RETRIES = (0, 0, 1, 3, -1)
-BURSTS = (1, 1, 1, 1, 2, 3, 8)  # tasks that are submitted in one go
+BURSTS = (1, 1, 2, 3, 5, 8)  # tasks that are submitted in one go
+GETS = (1, 1, 3, 6)
 CALLS_IN_A_ROW = (1, 2, 3, 6)
 TOO_MUCH = 99  # CPUs that no node has
 
@@ -116,12 +117,16 @@ class Frame(GroupActions):
         actors = self.sim.full_of_actors
         actions = [self.put, self.get, self.forget, self.consume, self.look_up, self.cancel]
         weights = [5, 15, 8, 5, 3, 4] if actors else [20, 25, 20, 15, 3, 8]
+        if self.process.store is not None:  # what fills it, and what reads it
+            weights[:2] = [60, 60]
+        elif len(self.sim.machines) > 1:
+            weights[1] *= 2
         if self.sim.budget > 0:
             actions.append(self.call)
             weights.append(60 if actors else 25)
             if self.process.depth < MAX_DEPTH:
                 actions += [self.submit, self.pass_on, self.create, self.kill, self.group, self.remove_group]
-                weights += [5, 3, 10, 6, 2, 1] if actors else [30, 10, 8, 4, 3, 2]
+                weights += [5, 3, 10, 12, 2, 1] if actors else [30, 10, 8, 4, 3, 2]
         (action,) = self.rng.choices(actions, weights)
         return action()
 
@@ -154,17 +159,26 @@ class Frame(GroupActions):
         return (yield from store.write(self, object_id))
 
     def get(self) -> Steps:
-        """The value of some object, and with it the references inside."""
-        everything = self.handles[-2:] if self.rng.random() < 0.5 else self.in_hand()
-        if everything:
-            handle = self.rng.choice(everything)
+        """The values of some objects, one after the other, and with them the references inside."""
+        newest = 0.5 if self.process.store is None else 0.1  # what is older may be on disk
+        everything = self.handles[-2:] if self.rng.random() < newest else self.in_hand()
+        for handle in self.rng.sample(everything, min(len(everything), self.rng.choice(GETS))):
+            if handle not in self.in_hand():
+                continue  # a neighbour has dropped it meanwhile
             # It may be dropped by a neighbour while we wait: what waits keeps its own reference.
             self.core.refs.borrow(*handle)
             self.handles.append(handle)
-            yield from self.wait(lambda: self._ready(handle))
+            yield from self.wait(lambda handle=handle: self._ready(handle))  # type: ignore[misc]
             if self._ready(handle):
                 yield from self._open(handle)
         yield
+
+    def look_at(self, handles: list[Handle]) -> None:
+        """The values that are there, if that takes no time; the others are asked for."""
+        for handle in dict.fromkeys(handles):
+            if self._ready(handle) and self.process.store is None:
+                for _ in self._open(handle):
+                    raise SimulationError(f"{self.process} waits for {handle[0].hex()}, which is there")
 
     def _ready(self, handle: Handle) -> bool:
         record = self.core.objects.get(handle[0])

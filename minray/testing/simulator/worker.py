@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from minray.testing.simulator.world import World
 
 Steps = Generator[None, None, None]
+ACTIONS = (0, 0, 0, 1, 2, 4)  # of a task or call, before it ends
+RAISES = 0.07
 EXEC_NS = 300_000  # of every task: so that several are in flight per worker
 
 
@@ -85,7 +87,7 @@ class Call(Frame):
             if error is None:
                 if self.handles and self.rng.random() < 0.4:
                     yield from self.get()
-                for _ in range(self.rng.randint(0, 4)):
+                for _ in range(self.rng.choice(ACTIONS)):
                     yield from self.act()
                 status, value = yield from self._outcome()
             else:
@@ -160,7 +162,7 @@ class Call(Frame):
             return self._raised()
         if self.cancelled:  # decided before references are given away with a value
             return ERROR, ("cancelled", "m")
-        if self.rng.random() < 0.15:
+        if self.rng.random() < RAISES:
             return self._raised()
         if n == STREAMING:
             return END, 0
@@ -184,7 +186,7 @@ class Call(Frame):
         try:
             for object_id in ids:
                 location = None
-                if self.rng.random() < 0.4:
+                if self.rng.random() < (0.7 if self.process.store is None else 0.4):
                     location = yield from self.store(object_id)
                     if location is None:
                         return None
