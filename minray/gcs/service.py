@@ -70,6 +70,7 @@ from minray.wire.messages import (
 )
 
 FEW = 4  # messages of one turn
+REMEMBERED = 10_000  # processes that have ended
 UNWRITABLE_S = 1.0  # between two attempts to write what could not be written
 MEMORY_COMMIT_S = 1.0  # how long a head in memory gathers what nobody waits for
 
@@ -136,6 +137,7 @@ class GcsService(GroupRequests):
         self._nodes = NodeTable()
         self._actors = ActorTable(self._place_actor)
         self._deaths = WatchDesk()
+        self._ended: dict[bytes, None] = {}  # the latest processes that have: see _check_owner
         self._answers = AnswerTable()
         timeout_s = self._config.node_timeout_s
         self._now = now
@@ -298,6 +300,9 @@ class GcsService(GroupRequests):
         self._do(self._deaths.died(message) + self._answers.caller_died(message.worker_id))
         if message.cause.get("unknown") and message.worker_id not in self._actors.owners_on(node_id):
             return  # an answer about somebody whom that node never knew
+        self._ended[message.worker_id] = None
+        if len(self._ended) > REMEMBERED:
+            del self._ended[next(iter(self._ended))]
         job_id = self._jobs.of_driver(message.worker_id)
         if job_id is not None:
             self._finish_job(job_id)
@@ -359,6 +364,8 @@ class GcsService(GroupRequests):
             why = f"its owner's node {owner[0].hex()[:8]} counts as dead: {self._nodes.death_of(owner[0])}"
         elif self._jobs.was_driver(job_id, owner[1]):
             why = f"its job {job_id.hex()} has ended"
+        elif owner[1] in self._ended:
+            why = "the process that asked for it has ended"
         else:
             return
         what = f"actor {spec['actor_id'].hex()} ({spec.get('class_name')})"

@@ -159,6 +159,9 @@ def test_an_actor_that_is_asked_for_after_the_end_of_its_owner() -> None:
     assert "has ended" in refused.value[1] and actor_id(2).hex() in refused.value[1]
     assert head.ask(peer, "create_actor", spec(3, lifetime="detached"))["created"]
     assert head.ask(peer, "create_actor", spec(4, owner=(NODE, b"w" * 28, "unix:/w")))["created"], "of a detached one"
+    head.node(Died(b"w" * 28, -1, -1, -1, {"text": "signal 9"}))
+    refused = head.ask(peer, "create_actor", spec(6, owner=(NODE, b"w" * 28, "unix:/w")))
+    assert "the process that asked for it has ended" in refused.value[1]
     head.gcs.node_lost(NODE, "it has not reported for 5 s")
     refused = head.ask(peer, "create_actor", spec(5, owner=(NODE, b"v" * 28, "unix:/v")))
     assert "it has not reported for 5 s" in refused.value[1]

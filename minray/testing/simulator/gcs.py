@@ -187,14 +187,7 @@ class Gcs:
             door = self._doors[source] = Door(self.sim, GCS_ID, source)
         assert isinstance(message, Request)
         self._check_request(message)
-        if message.method == "create_actor" and self._owner_has_died(message.args[0]):
-            return  # its death may be known already: then nothing would end the actor but the end of the job
         self.service.on_request(door, message)
-
-    def _owner_has_died(self, spec: dict[str, Any]) -> bool:
-        """A worker that is dead. (A driver's request is refused when its job has ended.)"""
-        owner = spec["owner"]
-        return self.sim.is_dead(owner[1]) and owner != self.sim.driver_of(spec["job_id"])
 
     def _check_request(self, request: Request) -> None:
         early = request.method == "actor_out_of_scope" and self.state_of(request.args[0]) == "PENDING"

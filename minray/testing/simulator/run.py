@@ -24,6 +24,7 @@ from minray.testing.simulator.store import BAD, FINE, FULL, KIB
 from minray.testing.simulator.user import Frame
 from minray.testing.simulator.worker import Call, Worker
 from minray.testing.simulator.world import World
+from minray.wire.messages import Sealed
 
 REST_STEPS = 40_000
 REST_S = 120.0  # simulated: what waits so long waits for something that will not come
@@ -192,6 +193,7 @@ class Simulation(World):
         silence = bool(self.network.cuts or self.frozen or self.memory)  # it takes a while to be noticed; so do disks
         often = 0.3 if self.memory else 0.08 if silence or self.gcs.life > 1 or not self.gcs.alive else 0.02
         if rng.random() < often:
+            self._reports_arrive()
             for _ in range(rng.choice((1, 1, 4)) if silence else 1):  # each ends with the next timer
                 self.happen("wait", str(rng.choice((A_MOMENT_S, A_WHILE_S)) if silence else A_MOMENT_S))
         if user_code and self.memory and rng.random() < 0.02:
@@ -214,6 +216,13 @@ class Simulation(World):
             if (source, target) in self.network.queues:
                 self.happen("deliver", self.name_of(source), self.name_of(target))
         return bool(busy)
+
+    def _reports_arrive(self) -> None:
+        """Time passes quickly here, and who wants an object waits only so long for its writer's report of it."""
+        queues = self.network.queues
+        for pair in self.network.busy() if self.memory else ():
+            while any(isinstance(message, Sealed) for message in queues.get(pair, ())):
+                self.happen("deliver", self.name_of(pair[0]), self.name_of(pair[1]))
 
     def _head_is_asked(self, busy: list[Pair]) -> bool:
         """Whether something is on its way to the head that it will have to act on: then its death hurts."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 KIB = 1 << 10
 SIZES = (30_000, 60_000, 90_000, 140_000)
-GRACE_S = 30.0  # no message takes that long, however slow its connection: time passes quickly here
+GRACE_S = 30.0  # of a pin, and of who waits for memory
 DISK_S = (0.0, 0.0, 0.01, 0.3, 2.0)  # what one step of the disk may take
 FINE, FULL, BAD = "fine", "full", "bad"
 
