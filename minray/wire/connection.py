@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import socket
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +30,7 @@ from minray.wire.core import Core, Timer, log_exception
 from minray.wire.errors import ConnectionLost, HandshakeError, Misfit, ProtocolError, TlsLost, WireError
 from minray.wire.framing import HEADER, FrameDecoder, encode_frame, split_first
 from minray.wire.messages import Hello, pack, unpack
-from minray.wire.poller import IN, OUT, READABLE
+from minray.wire.poller import IN, OUT, READABLE, is_readable
 from minray.wire.writer import LINGER_S, Writer
 
 if TYPE_CHECKING:
@@ -457,10 +456,8 @@ class Connection:
         """The peer is dead: read what it had still sent, now, and the end of that. Nothing if it is not open."""
         if self.closed or self._handshake is not None:
             return
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.fileno(), selectors.EVENT_READ)
-            while not self.closed and selector.select(0):
-                self._on_ready(IN)
+        while not self.closed and is_readable(self.fileno()):
+            self._on_ready(IN)
 
     # --- the leader's thread: the end
 

@@ -109,6 +109,15 @@ class SelectorPoller:
         return (self._read if mask & IN else 0) | (self._write if mask & OUT else 0)
 
 
+def is_readable(fd: int) -> bool:
+    """Whether a read would find something now, or the end. Takes no descriptor: there may be none left."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([fd], [], [], 0)[0])
+    look = select.poll()
+    look.register(fd, select.POLLIN)
+    return bool(look.poll(0))
+
+
 def make_poller(kind: str = "auto") -> Poller:
     """``kind``: "auto", or "selectors" to do without epoll."""
     if kind not in ("auto", "selectors"):

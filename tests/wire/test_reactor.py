@@ -948,3 +948,21 @@ def test_what_a_dead_peer_had_sent_is_read_though_its_child_has_the_socket(make:
         conn.read_rest()
         assert got.messages == [(1, "last")]
         assert not conn.closed
+
+
+def test_what_a_dead_peer_had_sent_is_read_though_no_descriptor_is_left(make: Callable[..., Reactor]) -> None:
+    """Else an error would go to whoever said that the peer is dead: a node would take its launcher for broken."""
+    resource = pytest.importorskip("resource")
+    reactor = make(background=False)
+    here, there = socket.socketpair()
+    got = Recorder(reactor)
+    conn = reactor.add_socket(here, got)
+    with there:
+        there.sendall(encode_framed((1, "last")))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        conn.read_rest()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert got.messages == [(1, "last")] and conn.closed
