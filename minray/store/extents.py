@@ -182,7 +182,8 @@ class ExtentTable(Admission):
             place = (segment_id, offset, length)
             if known is not None and known.freeing:
                 if self._early_frees.pop((object_id, place), 0) == 0:
-                    known.was += (place,)  # its own Free is still to come
+                    known.was += (place,)  # its own Free is still to come, perhaps when this is gone
+                    self._end_of(known)
                 self._give_back([place])
                 continue
             if self._pulling.pop(object_id, 0) is None:  # it was made once more, here

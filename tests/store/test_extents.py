@@ -370,6 +370,19 @@ def test_a_writer_takes_back_what_it_has_told_nobody_of() -> None:
     assert answers(table.pin(C, X, segment))[0][0] == "gone"
 
 
+def test_the_free_of_a_copy_that_came_while_the_object_was_freed_means_no_later_one() -> None:
+    table = Table()
+    segment = table.extent(B)
+    table.seal(B, X, segment, 0, 100)
+    table.pin(C, X, segment)
+    table(A, Free([(X, segment, 0, 100)]))
+    table.seal(B, X, segment, 128, 100)  # another attempt
+    table(C, Unpin([X]))
+    table(A, Free([(X, segment, 128, 100)]))  # its answer has come too late
+    table.seal(B, X, segment, 128, 100)  # made once more, in the place that was given back
+    assert answers(table.pin(C, X, segment, 128))[0][0] == "pinned"
+
+
 def test_a_writer_takes_back_its_own_copy_only() -> None:
     """The task has run before, and the owner has that result of it: see worker.lineage."""
     table = Table()
