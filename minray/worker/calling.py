@@ -152,7 +152,8 @@ class Caller:
         status, stored, nested = self.rt.encode(value, object_id)
         if status == INLINE and type(stored) is bytes:
             return status, stored
-        encoded = self._reported(running.owner, (object_id, status, stored, nested))
+        encoded = (object_id, status, stored, nested)
+        self._report(running.owner, encoded)
         with self.rt.lock:
             outgoing = self._give(running.owner, encoded, scope)
             self.rt.leave()
@@ -167,7 +168,8 @@ class Caller:
         outgoing: list[tuple[int, Any]] = []
         try:
             for object_id, value in values:
-                encoded.append(self._reported(running.owner, (object_id, *self.rt.encode(value, object_id))))
+                encoded.append((object_id, *self.rt.encode(value, object_id)))  # before it is reported: see below
+                self._report(running.owner, encoded[-1])
             with self.rt.lock:  # in one go: what is given is sent, though user code may be interrupted
                 outgoing = [self._give(running.owner, one, scope) for one in encoded]
                 if item is not None:
@@ -180,12 +182,11 @@ class Caller:
                 self.rt.store.free([(one[0], one[2][0]) for one in encoded if one[1] == STORED])
         return outgoing
 
-    def _reported(self, owner: Address, encoded: Encoded) -> Encoded:
-        """If it is stored, the node has heard of it: before its owner does, and so that it may go to disk."""
+    def _report(self, owner: Address, encoded: Encoded) -> None:
+        """If it is stored, the node hears of it: before its owner does, and so that it may go to disk."""
         if encoded[1] == STORED:
             self.rt.store.report([(encoded[0], encoded[2][0])], owner[1])
             self.rt.reach_node()
-        return encoded
 
     def _give(self, owner: Address, encoded: Encoded, scope: list[bytes]) -> tuple[int, Any]:
         """It gets the grants for the references inside. Under the lock."""

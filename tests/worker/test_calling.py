@@ -145,3 +145,18 @@ def test_an_interrupt_after_an_item_was_sent_leaves_it_alone() -> None:
     with pytest.raises(KeyboardInterrupt):
         rt.caller.send_item(running(STREAMING), 4, (LARGE, [rt.put()]), [])
     assert rt.sent and rt.store.log == [("report", object_id(6)), ("reach", b"")]
+
+
+def test_an_interrupt_while_the_node_is_told_of_an_item_takes_it_back() -> None:
+    """A cancelled generator, on a node that is too busy to listen."""
+    rt = Runtime()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    rt.reach_node = interrupted  # type: ignore[method-assign]
+    ref = rt.put()
+    with pytest.raises(KeyboardInterrupt):
+        rt.caller.send_item(running(STREAMING), 4, (LARGE, [ref]), [])
+    assert rt.lent(ref) == 0 and rt.sent == []
+    assert rt.store.log == [("report", object_id(6)), ("free", object_id(6))]
