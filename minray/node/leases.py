@@ -156,7 +156,7 @@ class LeaseTable:
             return self.admit(demand, now) + self.schedule(now)
         self._settle(demand)
         # fewer wanted: what is granted beyond that may be revoked for somebody else
-        return self.schedule(now) if self.queue else []
+        return self.schedule(now) if self.queue else self.job_ends.sweep(now)
 
     def view_changed(self, now: float) -> list[Effect]:
         """Other nodes have joined, left, or have other resources free."""
@@ -164,7 +164,7 @@ class LeaseTable:
         for demand in list(self.infeasible.values()):
             if demand.actor is None:
                 effects += self.admit(demand, now)
-        return effects + (self.schedule(now) if self.queue else [])
+        return effects + (self.schedule(now) if self.queue else self.job_ends.sweep(now))
 
     def returned(self, owner: bytes, lease_no: int, retire: bool, now: float) -> list[Effect]:
         """An owner needs a lease no more."""

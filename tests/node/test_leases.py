@@ -433,6 +433,23 @@ def test_the_last_work_for_an_ended_job_takes_its_idle_workers_with_it() -> None
     assert gone == {w.number for w in world.pool.workers.values() if w.worker_class.job_id == JOB}
 
 
+def test_an_owner_that_gives_up_what_nobody_has_takes_the_idle_workers_of_its_ended_job_with_it() -> None:
+    """Nothing else needs to happen here for long after that."""
+    far = b"f" * 28
+    world = World(cpus=1)
+    world.table.stranger_joined(far, (b"o" * 28, far, "tcp:o:1"), CLASS)
+    world.demand(1, owner=far)
+    world.register_all()
+    (grant,) = world.take(LeaseGrant, far)
+    world.do(world.table.job_ends.gone(JOB, world.now, b"D" * 28))
+    world.demand(1, key=2, owner=far, resources={"GPU": 10_000}, hold=True)
+    world.demand(0, owner=far)
+    world.do(world.table.returned(far, grant.lease_no, False, world.now))
+    assert not world.exits, "somebody may want it once more"
+    world.demand(0, key=2, owner=far, resources={"GPU": 10_000}, hold=True)
+    assert world.exits == [(1, True, "its job has ended")]
+
+
 def test_an_actor_that_waits_for_nothing_any_more_leaves_no_worker_of_an_ended_job() -> None:
     """Its restart was ordered by a GCS that had not heard of the end, or for a detached actor that was killed then."""
     for arrives_before in (True, False):
