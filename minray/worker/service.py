@@ -165,7 +165,8 @@ class CoreWorker(ActorOps):
 
     def task_id_of(self, running: Running) -> bytes:
         """The id that its owner gave to a running task."""
-        return running.owner[1][:12] + running.seq.to_bytes(8, "big", signed=running.seq < 0) + self.job_id
+        job_id: bytes = running.extra.get("job", self.job_id)
+        return running.owner[1][:12] + running.seq.to_bytes(8, "big", signed=running.seq < 0) + job_id
 
     def context(self) -> TaskContext:
         """See the contract."""

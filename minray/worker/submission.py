@@ -288,6 +288,8 @@ class Submission(GroupOps):
             extra["retry"] = retry if isinstance(retry, bool) else dumps_function(retry, "retry_exceptions")
         if options.backpressure is not None and options.backpressure > 0:
             extra["backpressure"] = options.backpressure
+        if actor.job_id != self.job_id:
+            extra["job"] = self.job_id  # its results are objects of ours, though the actor's job is another
         prepared.extra = extra or None
         return prepared
 

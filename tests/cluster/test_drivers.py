@@ -7,9 +7,10 @@ import os
 import pytest
 
 import minray as ray
-from tests.cluster.conftest import eventually
+from tests.cluster.conftest import eventually, objects_at
 
 HEAD = {"node:__internal_head__": 0.001}
+LARGE = 1 << 20
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -133,3 +134,35 @@ def test_what_a_worker_creates_has_its_environment_wherever_it_runs(make_cluster
     parent = Parent.options(resources=HEAD, runtime_env={"env_vars": {"T_PARENT": "p"}}).remote()
     task, child, own = ray.get(parent.environments.remote(where), timeout=20)
     assert task == child == {"T_PARENT": "p"} and own == {"T_PARENT": "p", "T_CHILD": "c"}
+
+
+@ray.remote(num_cpus=0)
+class Library:
+    """Its results go to shared memory."""
+
+    def one(self):
+        return bytes(LARGE)
+
+    def several(self):
+        return bytes(LARGE), bytes(LARGE)
+
+    def stream(self):
+        yield bytes(LARGE)
+
+
+@pytest.mark.parametrize("where", [HEAD, {"b": 0.1}], ids=["the same node", "another node"])
+def test_large_results_of_another_jobs_actor_arrive_and_are_freed(make_cluster, where):
+    """They are objects of the caller, so the actor has to name them as the caller does."""
+    cluster = make_cluster({"resources": {"b": 1}})
+    cluster.connect(namespace="n")
+    library = Library.options(name="library", lifetime="detached", resources=where).remote()
+    ray.get(library.__ray_ready__.remote())
+    ray.shutdown()
+    cluster.connect(namespace="n")
+    library = ray.get_actor("library")
+    refs = [library.one.remote(), *library.several.options(num_returns=2).remote()]
+    refs += library.stream.options(num_returns="streaming").remote()
+    assert [len(value) for value in ray.get(refs, timeout=30)] == [LARGE] * 4
+    del refs
+    nodes = cluster.list_all_nodes()
+    eventually(lambda: not any(objects_at(cluster, node) for node in nodes), "their memory is free again")
