@@ -67,6 +67,7 @@ class Caller:
     def __init__(self, rt: Any, outbox: Outbox) -> None:
         self.rt = rt
         self.outbox = outbox
+        self._far: set[bytes] = set()  # owners on other nodes for whom something was stored here
 
     # -- in ------------------------------------------------------------------------------------------
 
@@ -185,8 +186,17 @@ class Caller:
     def _report(self, owner: Address, encoded: Encoded) -> None:
         """If it is stored, the node hears of it: before its owner does, and so that it may go to disk."""
         if encoded[1] == STORED:
+            if owner[0] != self.rt.core.me[0] and owner[1] not in self._far:
+                self._watch(owner)
             self.rt.store.report([(encoded[0], encoded[2][0])], owner[1])
             self.rt.reach_node()
+
+    def _watch(self, owner: Address) -> None:
+        """A caller of another node need not be known to ours, whose store has to hear of its end, too."""
+        self._far.add(owner[1])
+        with self.rt.lock:
+            self.rt.core.effects.append(("watch", owner))
+            self.rt.leave()
 
     def _give(self, owner: Address, encoded: Encoded, scope: list[bytes]) -> tuple[int, Any]:
         """It gets the grants for the references inside. Under the lock."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 import minray as ray
 from tests.cluster.conftest import eventually, objects_at
+from tests.e2e.support import ROOT
 
 HEAD = {"node:__internal_head__": 0.001}
 LARGE = 1 << 20
@@ -166,3 +169,30 @@ def test_large_results_of_another_jobs_actor_arrive_and_are_freed(make_cluster, 
     del refs
     nodes = cluster.list_all_nodes()
     eventually(lambda: not any(objects_at(cluster, node) for node in nodes), "their memory is free again")
+
+
+CALLER = """
+import os
+import minray as ray
+
+@ray.remote(num_cpus=0)
+class Library:
+    def one(self):
+        return bytes(1 << 20)
+
+ray.init({address!r}, namespace="n")
+library = Library.options(resources={{"b": 0.1}}, **{options!r}).remote()
+ref = library.one.remote()
+ray.wait([ref], fetch_local=False)
+os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "library", "lifetime": "detached"}], ids=["own", "detached"])
+def test_what_an_actor_had_stored_for_a_caller_of_another_node_ends_with_that(make_cluster, options):
+    cluster = make_cluster({"resources": {"b": 1}})
+    (node,) = cluster.worker_nodes
+    program = CALLER.format(address=cluster.address, options=options)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", program], env=environ, timeout=60).returncode == 7
+    eventually(lambda: not objects_at(cluster, node), "it is freed")
