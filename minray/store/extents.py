@@ -181,7 +181,9 @@ class ExtentTable(Admission):
                 continue
             place = (segment_id, offset, length)
             if known is not None and known.freeing:
-                if self._early_frees.pop((object_id, place), 0) == 0:
+                if (object_id, place) in self._early_frees:
+                    del self._early_frees[object_id, place]
+                else:
                     known.was += (place,)  # its own Free is still to come, perhaps when this is gone
                     self._end_of(known)
                 self._give_back([place])

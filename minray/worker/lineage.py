@@ -21,8 +21,8 @@ input that cannot be made again and was freed. Small results are not made again 
 contain references and were there before the task that took them had ended. Only sessions of several nodes have
 lineage: on one node, a stored object is lost together with its owner.
 
-Called by worker.core. Invariants (``check_invariants``): ``results`` counts the records that name a Made, ``users``
-the Mades that name it as an input; a Made with neither is gone; a task runs at most once at a time; what is awaited is
+Called by worker.core. Invariants: ``results`` counts the records that name a Made, ``users`` the Mades that name it as
+an input, and a Made with neither is gone (``check_invariants``); a task runs at most once at a time; what is awaited is
 held.
 """
 
